@@ -1,0 +1,74 @@
+"""The functions: one teleport, and a look at what one would do."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.optim import Optimizer
+
+from nullport import TeleportConfig, TeleportReport
+from nullport import _driver as core
+from nullport._report import LayerReport
+from nullport._tangent import Engine
+from nullport_torch._graph import Closure, TorchGraph
+
+
+def teleport(
+    model: nn.Module,
+    closure: Closure,
+    *,
+    optimizer: Optimizer | None = None,
+    guard: Closure | None = None,
+    config: TeleportConfig | None = None,
+    engine: Engine | None = None,
+) -> TeleportReport:
+    """Move the weights of ``model`` in place so that the loss stays and its gradient grows.
+
+    Call it before the forward pass of a training step, on the batch that step will use. Buffers,
+    ``.grad``, random states, flags and the optimizer's state come out as they went in.
+
+    Args:
+        model: The network; wrappers of ``DistributedDataParallel`` and ``torch.compile`` are seen
+            through.
+        closure: Runs the forward pass on a fixed batch and returns the loss, a scalar tensor. It
+            calls no ``backward``, and gives the same loss when called again. With gradient
+            accumulation it covers all micro-batches.
+        optimizer: The optimizer that trains the model.
+        guard: A closure over other samples; the move is undone if their loss rises.
+        config: Settings; the defaults if None.
+        engine: Tangent engine that remembers earlier teleports of the same model.
+
+    Returns:
+        The report; ``report.accepted`` tells whether the weights moved.
+
+    Raises:
+        TypeError: If the closure does not return a tensor.
+        ValueError: If the loss is no finite scalar that depends on the parameters, there are no
+            samples, nothing can be captured, or the closure is not a function of the weights.
+        RuntimeError: If the closure calls ``backward``. After any error, weights, buffers and
+            random states are bit for bit as before.
+    """
+    graph = TorchGraph(model, closure, guard)
+    with graph.exact():
+        return core.teleport(graph, config, engine=engine)
+
+
+def inspect(
+    model: nn.Module, closure: Closure, *, config: TeleportConfig | None = None
+) -> list[LayerReport]:
+    """List every weight with what a teleport would find there; nothing is moved.
+
+    Args:
+        model: The network.
+        closure: As for :func:`teleport`.
+        config: Settings; the defaults if None.
+
+    Returns:
+        One entry per weight: its map, inputs, samples, null space, and why it would not move.
+
+    Raises:
+        TypeError: As :func:`teleport`.
+        ValueError: As :func:`teleport`.
+    """
+    graph = TorchGraph(model, closure)
+    with graph.exact():
+        return core.inspect(graph, config)

@@ -1,0 +1,341 @@
+"""Watching a forward pass: every use of every parameter, by the parameter's identity.
+
+A ``TorchFunctionMode`` sees each torch function a closure calls, whoever calls it: modules,
+functional code, attention internals. Module hooks miss attention and functional calls; graph
+walks miss what was computed without gradient. Parameters are recognised by identity, views of them
+by ``_base``: a view's strides say which elements it names.
+
+The same watch runs in two ways: recording (sites and uses), and replaying, where each parameter is
+replaced on the fly by a moved or dual one and site inputs are handed over as they appear. The
+user's parameters are never touched for it.
+"""
+
+from __future__ import annotations
+
+import types
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.overrides import TorchFunctionMode
+
+from nullport._graph import Use
+from nullport._layout import Layout
+from nullport_torch._ambient import BackwardCalled
+from nullport_torch._calls import PARSERS, Call, Contraction
+from nullport_torch._conv import Geometry, bias_layout, weight_layout
+
+_COPIES = {
+    getattr(Tensor, name)
+    for name in ("to", "contiguous", "clone", "float", "half", "double", "bfloat16", "type_as")
+}
+"""Functions whose result has the elements of the parameter in the same order."""
+
+_GLOBALS = dict(vars(F)) | {
+    name: (lambda *_: False) for name in vars(F) if name.startswith("has_torch_function")
+}
+_REBOUND: dict[Any, Any] = {}
+
+
+def _see_through(function: Any) -> Any:
+    """Return a copy of a composite of ``torch.nn.functional`` that does not hand itself over.
+
+    Under a function mode such composites (multi-head attention) are opaque: they hand themselves
+    over whole. Rebound to globals in which nothing is overridden, their body runs and every
+    function inside is seen. The module itself is not patched, so other threads are not affected.
+    """
+    if function not in _REBOUND:
+        rebound = types.FunctionType(
+            function.__code__,
+            _GLOBALS,
+            function.__name__,
+            function.__defaults__,
+            function.__closure__,
+        )
+        rebound.__kwdefaults__ = function.__kwdefaults__
+        _REBOUND[function] = rebound
+    return _REBOUND[function]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A site in the making: the call, its input as the core will see it, its output's edge."""
+
+    call: Call
+    inputs: Tensor
+    edge: GradientEdge | None
+    output_norm: Tensor
+    output_shape: torch.Size
+
+
+@dataclass
+class _Origin:
+    """Where a tracked tensor comes from: the parameter, and the offset of its first element."""
+
+    ref: weakref.ref[Tensor]
+    parameter: int
+    offset: int
+
+
+Receive = Callable[[int, Tensor], None]
+Replacement = Callable[[int, Tensor], Tensor]
+
+
+class Recorder(TorchFunctionMode):
+    """Watches one forward pass.
+
+    Attributes:
+        seen: Sites, in the order of the forward pass (recording only).
+        uses: Uses of parameters (recording only).
+        sites: Number of sites so far.
+    """
+
+    def __init__(
+        self,
+        tracked: Sequence[tuple[int, Tensor]],
+        replace: Replacement | None = None,
+        receive: Receive | None = None,
+    ) -> None:
+        """Watch the ``tracked`` parameters, given with their indices.
+
+        With ``replace`` (what stands in for a parameter) and ``receive`` (called with a site's
+        index and input) the pass is a replay, else a recording.
+        """
+        super().__init__()
+        self.seen: list[Seen] = []
+        self.uses: list[Use] = []
+        self.sites = 0
+        self._replace, self._receive = replace, receive
+        self._parameters = dict(tracked)
+        self._copies: list[Tensor] = []
+        self._origins: dict[int, _Origin] = {}
+        self._recent: dict[int, Tensor] = {}
+        for index, p in tracked:
+            self._track(p, index, p.storage_offset())
+
+    def _track(self, tensor: Tensor, parameter: int, offset: int) -> None:
+        self._origins[id(tensor)] = _Origin(weakref.ref(tensor), parameter, offset)
+
+    def origin(self, value: object) -> _Origin | None:
+        """Return where a tensor comes from if it is a parameter, a view or a copy of one."""
+        if not isinstance(value, Tensor):
+            return None
+        found = self._origins.get(id(value))
+        if found is not None and found.ref() is value:
+            return found
+        base = value._base if value._is_view() else None
+        found = None if base is None else self._origins.get(id(base))
+        return found if found is not None and found.ref() is base else None
+
+    def __torch_function__(
+        self,
+        func: Any,
+        kinds: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is Tensor.backward:
+            raise BackwardCalled
+        touched = [a for a in _tensors((args, kwargs)) if self.origin(a) is not None]
+        if not touched:
+            return self._untouched(func, args, kwargs)
+        if self._replace is not None:
+            if getattr(func, "__name__", "") == "__get__" and not isinstance(
+                func(*args, **kwargs), Tensor
+            ):
+                return func(*args, **kwargs)
+            args, kwargs = self._replaced(args), self._replaced(kwargs)
+        parser = PARSERS.get(func)
+        call = None if parser is None else self._linear(parser(args, kwargs))
+        if call is None and parser is None and _composite(func):
+            with self:
+                return _see_through(func)(*args, **kwargs)
+        out = func(*args, **kwargs)
+        if call is not None:
+            self._site(call, out, args, kwargs)
+        else:
+            self._other(func, out, args, kwargs)
+        return out
+
+    def _untouched(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        if func is F.multi_head_attention_forward:
+            with self:
+                return _see_through(func)(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    def _linear(self, readings: list[Call]) -> Call | None:
+        """Return the reading whose weight, and only whose weight, is a parameter."""
+        for call in readings:
+            if self.origin(call.w) is None or self.origin(call.x) is not None:
+                continue
+            if any(s == 0 and n > 1 for s, n in zip(call.w.stride(), call.w.shape, strict=True)):
+                continue  # an expanded weight: its elements are not independent
+            if isinstance(call.how, Geometry) or call.how.roles is not None:
+                return call
+        return None
+
+    def _site(self, call: Call, out: Tensor, args: Any, kwargs: Any) -> None:
+        """Record a site, or hand over its input."""
+        inputs = site_inputs(call)
+        index, self.sites = self.sites, self.sites + 1
+        if self._receive is not None:
+            self._receive(index, inputs)
+            return
+        edge = get_gradient_edge(out) if out.requires_grad else None
+        size = torch.linalg.vector_norm(out.detach())
+        self.seen.append(Seen(call, inputs.detach(), edge, size, out.shape))
+        weight, bias = self.origin(call.w), self.origin(call.b)
+        if weight is not None:
+            layout = _weight_layout(call, call.w.storage_offset() - weight.offset)
+            self.uses.append(Use(weight.parameter, index, "weight", layout))
+        if bias is not None and call.b is not None:
+            layout = _bias_layout(call, call.b, call.b.storage_offset() - bias.offset)
+            self.uses.append(Use(bias.parameter, index, "bias", layout))
+        for value in _tensors((args, kwargs)):
+            if value is not call.w and value is not call.b:
+                self._other_use(value, call.kind)
+
+    def _other(self, func: Any, out: Any, args: Any, kwargs: Any) -> None:
+        """Record a use that is no linear map, unless it only changes the layout."""
+        outputs = list(_tensors(out))
+        if not outputs:
+            return
+        for value in _tensors((args, kwargs)):
+            origin = self.origin(value)
+            if origin is None or all(self._same_elements(func, value, o) for o in outputs):
+                continue
+            self._other_use(value, _name(func))
+
+    def _same_elements(self, func: Any, value: Tensor, out: Tensor) -> bool:
+        """Tell whether ``out`` is a view or an ordered copy of ``value``; track copies."""
+        if _in_place(func):
+            return False
+        if out is value or (out._is_view() and self.origin(out) is not None):
+            return True
+        origin = self.origin(value)
+        if func in _COPIES and origin is not None and out.stride() == value.stride():
+            self._track(out, origin.parameter, origin.offset - value.storage_offset())
+            self._copies.append(out)  # kept alive, so that its id is not used again
+            return True
+        return False
+
+    def _other_use(self, value: object, reason: str) -> None:
+        origin = self.origin(value)
+        if origin is not None and self._receive is None:
+            self.uses.append(Use(origin.parameter, reason=reason))
+
+    def _replaced(self, value: Any) -> Any:
+        """Return ``value`` with every parameter in it replaced."""
+        if isinstance(value, Tensor):
+            return self._stand_in(value)
+        if isinstance(value, list | tuple):
+            return (
+                type(value)(*map(self._replaced, value))
+                if hasattr(value, "_fields")
+                else type(value)(map(self._replaced, value))
+            )
+        if isinstance(value, dict):
+            return {key: self._replaced(item) for key, item in value.items()}
+        return value
+
+    def _stand_in(self, value: Tensor) -> Tensor:
+        """Return what replaces a parameter, or a view of one made before this pass."""
+        origin = self.origin(value)
+        if origin is None or self._replace is None:
+            return value
+        original = self._parameters[origin.parameter]
+        if value is not original and value._base is not original:
+            return value  # it already descends from a replacement
+        stand_in = self._recent.get(origin.parameter)
+        if stand_in is None:
+            stand_in = self._replace(origin.parameter, original)
+            base = stand_in if stand_in._base is None else stand_in._base
+            self._track(stand_in, origin.parameter, stand_in.storage_offset())
+            self._track(base, origin.parameter, base.storage_offset())
+            while len(self._recent) >= 2:  # a weight and its bias; more would hold memory
+                self._recent.pop(next(iter(self._recent)))
+            self._recent[origin.parameter] = stand_in
+        if value is original:
+            return stand_in
+        shift = value.storage_offset() - original.storage_offset()
+        return stand_in.as_strided(value.shape, value.stride(), stand_in.storage_offset() + shift)
+
+
+def _in_place(func: Any) -> bool:
+    name = getattr(func, "__name__", "")
+    return name.endswith("_") and not name.endswith("__")
+
+
+def _composite(func: Any) -> bool:
+    return isinstance(func, types.FunctionType) and func.__module__ == F.__name__
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in nested lists, tuples and dictionaries."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item)
+
+
+def _name(func: Any) -> str:
+    name = getattr(func, "__name__", str(func))
+    if name == "__get__":
+        name = getattr(getattr(func, "__self__", None), "__name__", name)
+    return "gather (embedding)" if name == "embedding" else name.strip("_")
+
+
+def _permute(letters: str, order: str, tensor: Tensor) -> Tensor:
+    permutation = [letters.index(c) for c in order]
+    return tensor if permutation == sorted(permutation) else tensor.permute(permutation)
+
+
+def as_rows(how: Contraction, letters: str, last: str, tensor: Tensor) -> Tensor:
+    """Reshape ``tensor`` with axes ``letters`` to (stack..., samples, last)."""
+    roles = how.roles
+    assert roles is not None  # only linear readings become sites
+    stack, samples = roles[0], roles[1]
+    tensor = _permute(letters, stack + samples + last, tensor)
+    lead = tensor.shape[: len(stack)]
+    rows = tensor.shape[len(stack) : len(stack) + len(samples)].numel()
+    return tensor.reshape(*lead, rows, tensor.shape[len(stack) + len(samples) :].numel())
+
+
+def site_inputs(call: Call) -> Tensor:
+    """Return the input of a call as its site holds it: rows, or (batch, channels, *space)."""
+    if isinstance(call.how, Geometry):
+        return call.x if call.x.ndim == len(call.how.kernel) + 2 else call.x[None]
+    roles = call.how.roles
+    assert roles is not None  # only linear readings become sites
+    return as_rows(call.how, call.how.x, roles[3], call.x)
+
+
+def _axes(tensor: Tensor, letters: str, which: str) -> tuple[tuple[int, int], ...]:
+    return tuple((tensor.shape[letters.index(c)], tensor.stride(letters.index(c))) for c in which)
+
+
+def _weight_layout(call: Call, offset: int) -> Layout:
+    if isinstance(call.how, Geometry):
+        return weight_layout(call.how, call.w, offset)
+    roles = call.how.roles
+    assert roles is not None  # only linear readings become sites
+    stack, _, out, inp = (
+        _axes(call.w, call.how.w, which) if i != 1 else () for i, which in enumerate(roles)
+    )
+    return Layout(offset, stack, out, inp)
+
+
+def _bias_layout(call: Call, b: Tensor, offset: int) -> Layout:
+    if isinstance(call.how, Geometry):
+        return bias_layout(call.how, b, offset)
+    return Layout(offset, (), ((b.shape[0], b.stride(0)),), ())

@@ -1,0 +1,64 @@
+"""Small array helpers that the standard lacks, for stacks of matrices of shape (..., rows, columns).
+
+Everything goes through :func:`array_api_compat.array_namespace`, never through a framework.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+from array_api_compat import array_namespace, device, size
+
+Array: TypeAlias = Any
+"""An array of any namespace that follows the Python array API standard."""
+
+
+def widen(x: Array) -> Array:
+    """Return ``x`` in float32 or better, the dtype in which factorisations are made.
+
+    Half precision has no QR or eigendecomposition anywhere, and a half-precision projection
+    does not preserve the layer's output.
+    """
+    xp = array_namespace(x)
+    return xp.astype(x, xp.result_type(x.dtype, xp.float32), copy=False)
+
+
+def norm(x: Array) -> Array:
+    """Return the Frobenius norm of ``x`` (any shape) as a 0-d array."""
+    xp = array_namespace(x)
+    return xp.linalg.vector_norm(xp.reshape(x, (-1,)))
+
+
+def joint_norm(arrays: list[Array]) -> Array:
+    """Return the norm of several arrays taken as one vector, as a 0-d array.
+
+    Raises:
+        ValueError: If ``arrays`` is empty.
+    """
+    if not arrays:
+        msg = "joint_norm needs at least one array"
+        raise ValueError(msg)
+    xp = array_namespace(arrays[0])
+    return xp.linalg.vector_norm(xp.stack([norm(widen(a)) for a in arrays]))
+
+
+def with_column(x: Array, value: float) -> Array:
+    """Append a constant column to the stack of matrices ``x``: (..., n, d) -> (..., n, d + 1)."""
+    xp = array_namespace(x)
+    column = xp.full((*x.shape[:-1], 1), value, dtype=x.dtype, device=device(x))
+    return xp.concat([x, column], axis=-1)
+
+
+def probe_vector(like: Array, length: int) -> Array:
+    """Return a fixed vector without structure, shape (length,), with ``like``'s dtype and device.
+
+    It plays the random vector of Freivalds' check without touching any random number generator.
+    """
+    xp = array_namespace(like)
+    index = xp.arange(1, length + 1, dtype=like.dtype, device=device(like))
+    return xp.cos(index * 1.7) + 0.1
+
+
+def elements(x: Array) -> int:
+    """Return the number of elements of ``x``."""
+    return size(x) or 0

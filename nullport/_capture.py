@@ -1,0 +1,182 @@
+"""The capture rule: which weights may be teleported, and which inputs each must respect.
+
+A weight is cut into *blocks*: sets of elements used as one matrix (out, in), or a stack of them.
+A block may move only if every use of its elements in the loss is a recognised linear map; it must
+be null for the union of the inputs of all those uses. Any other use excludes it, with a reason.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from array_api_compat import array_namespace
+
+from nullport._arrays import Array, norm, probe_vector, widen
+from nullport._config import TeleportConfig
+from nullport._graph import Linearization, Parameter, Use
+from nullport._layout import Layout
+
+
+@dataclass(frozen=True)
+class Block:
+    """A matrix, or stack of matrices, of weights that share their inputs.
+
+    Attributes:
+        name: Name for the report.
+        parameter: Index of the weight.
+        layout: Where its elements live.
+        sites: Indices of the sites that use it.
+        bias: Index and layout of the bias that moves with it, or None.
+    """
+
+    name: str
+    parameter: int
+    layout: Layout
+    sites: tuple[int, ...]
+    bias: tuple[int, Layout] | None = None
+
+
+@dataclass(frozen=True)
+class Excluded:
+    """A parameter, or part of one, that does not move, and why."""
+
+    name: str
+    reason: str
+    sites: tuple[int, ...] = ()
+
+
+def capture(
+    parameters: Sequence[Parameter], uses: Sequence[Use], config: TeleportConfig
+) -> tuple[list[Block], list[Excluded]]:
+    """Apply the capture rule.
+
+    Args:
+        parameters: All parameters of the network.
+        uses: Every use of every parameter.
+        config: Says which names are included, and whether biases move.
+
+    Returns:
+        The blocks that may move, and the weights that must not. Parameters that are no weight of
+        any linear map (biases, scales, embeddings) are listed only if they are weights elsewhere.
+    """
+    by_parameter: dict[int, list[Use]] = defaultdict(list)
+    for use in uses:
+        by_parameter[use.parameter].append(use)
+    blocks: list[Block] = []
+    excluded: list[Excluded] = []
+    for index, parameter in enumerate(parameters):
+        own = by_parameter[index]
+        reason = _why_not(parameter, own, config)
+        sites = tuple(sorted({u.site for u in own if u.site is not None}))
+        if reason:
+            excluded.append(Excluded(parameter.name, reason, sites))
+            continue
+        found, clashes = _blocks(parameter, index, own)
+        blocks += found
+        excluded += clashes
+    if config.bias:
+        blocks = [_with_bias(block, parameters, by_parameter) for block in blocks]
+    return blocks, excluded
+
+
+def _why_not(parameter: Parameter, uses: Sequence[Use], config: TeleportConfig) -> str:
+    """Return why no part of this parameter may move, or an empty string."""
+    if not parameter.movable:
+        return parameter.reason
+    if not uses:
+        return "its use is not visible (it does not take part in the loss, or only in code that hides it)"
+    if all(use.role == "bias" for use in uses):
+        return "a bias: it moves with the weight of its layer"
+    others = sorted({use.reason for use in uses if use.layout is None})
+    if others:
+        return (
+            "also used by " + ", ".join(others)
+            if _is_weight(uses)
+            else "used by " + ", ".join(others)
+        )
+    if any(use.role == "bias" for use in uses):
+        return "used as a weight and as a bias"
+    if not any(fnmatchcase(parameter.name, pattern) for pattern in config.include):
+        return "not in include"
+    if any(fnmatchcase(parameter.name, pattern) for pattern in config.exclude):
+        return "in exclude"
+    return ""
+
+
+def _is_weight(uses: Sequence[Use]) -> bool:
+    return any(use.layout is not None and use.role == "weight" for use in uses)
+
+
+def _blocks(
+    parameter: Parameter, index: int, uses: Sequence[Use]
+) -> tuple[list[Block], list[Excluded]]:
+    """Group uses by layout; different layouts must not share an element."""
+    groups: dict[object, list[Use]] = defaultdict(list)
+    for use in uses:
+        assert use.layout is not None  # _why_not has ruled the others out
+        groups[use.layout.canonical].append(use)
+    layouts = [group[0].layout for group in groups.values() if group[0].layout is not None]
+    for i, first in enumerate(layouts):
+        if any(first.overlaps(second) for second in layouts[i + 1 :]):
+            sites = tuple(sorted({u.site for u in uses if u.site is not None}))
+            reason = "the same elements are used in different layouts, such as W and its transpose"
+            return [], [Excluded(parameter.name, reason, sites)]
+    blocks = []
+    for layout, group in zip(layouts, groups.values(), strict=True):
+        part = "" if len(layouts) == 1 else f"[part {len(blocks) + 1}/{len(layouts)}]"
+        sites = tuple(sorted({u.site for u in group if u.site is not None}))
+        blocks.append(Block(parameter.name + part, index, layout, sites))
+    return blocks, []
+
+
+def _with_bias(block: Block, parameters: Sequence[Parameter], uses: dict[int, list[Use]]) -> Block:
+    """Attach the bias if it is used by exactly this block's sites, once each, and nowhere else."""
+    for index, own in uses.items():
+        mine = [u for u in own if u.role == "bias" and u.site in block.sites]
+        if not mine or mine[0].layout is None or not parameters[index].movable:
+            continue
+        layout = mine[0].layout
+        same = all(u.layout and u.layout.canonical == layout.canonical for u in mine)
+        rest = [u for u in own if u not in mine]
+        apart = all(u.layout is not None and not u.layout.overlaps(layout) for u in rest)
+        if (
+            same
+            and apart
+            and tuple(sorted(u.site for u in mine if u.site is not None)) == block.sites
+        ):
+            return Block(block.name, block.parameter, block.layout, block.sites, (index, layout))
+    return block
+
+
+def explained(block: Block, gradient: Array, lin: Linearization) -> Array:
+    """Check that the captured sites account for the whole gradient of a block (Freivalds' check).
+
+    ``dL/dW = sum delta^T X`` over the sites holds exactly when no use of the weight was missed.
+    Both sides are contracted with one fixed vector on the output axis, which costs a matrix-vector
+    product instead of a matrix product.
+
+    Args:
+        block: The block.
+        gradient: Its gradient, shape (..., out, in).
+        lin: The linearization that holds the sites.
+
+    Returns:
+        The relative mismatch, a 0-d array: rounding if the capture is complete.
+    """
+    xp = array_namespace(gradient)
+    z = probe_vector(widen(gradient), gradient.shape[-2])
+    left = (xp.matrix_transpose(widen(gradient)) @ z)[..., None, :]
+    right = xp.zeros_like(left)
+    scale = norm(left)
+    for index in block.sites:
+        site = lin.sites[index]
+        if site.cotangent is None:
+            continue
+        part = widen(site.weight_gradient(site.inputs, xp.astype(z, site.inputs.dtype)))
+        right = right + part
+        scale = xp.maximum(scale, norm(part))
+    tiny = float(xp.finfo(scale.dtype).smallest_normal)
+    return norm(left - right) / xp.maximum(scale, xp.asarray(tiny, dtype=scale.dtype))

@@ -1,0 +1,95 @@
+"""What a teleport may do: one frozen record, checked when it is made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from nullport._arrays import Array
+
+Objective = Callable[[Sequence[Array]], Sequence[Array]]
+"""A custom objective: takes the gradient, one array per parameter, and returns ``v = dphi/dg``."""
+
+PROJECTIONS = ("threshold",)
+TANGENTS = ("auto", "jvp", "fd")
+OBJECTIVES = ("grad_norm",)
+
+
+def _choice(name: str, value: object, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        msg = f"invalid {name}: {value!r}; allowed: {', '.join(map(repr, allowed))}"
+        raise ValueError(msg)
+
+
+def _number(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> None:
+    inside = (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and (low < value if open_low else low <= value)
+        and value <= high
+    )
+    if not inside:
+        left = "(" if open_low else "["
+        msg = f"invalid {name}: {value!r}; allowed: a finite number in {left}{low:g}, {high:g}]"
+        raise ValueError(msg)
+
+
+@dataclass(frozen=True)
+class TeleportConfig:
+    """Settings of a teleport.
+
+    Attributes:
+        objective: What to increase along the level set: ``"grad_norm"`` (the paper,
+            half the squared norm of the gradient over all parameters) or a function from the
+            gradient (one array per parameter) to ``v = dphi/dg`` of the same structure.
+        projection: How the null space is enforced: ``"threshold"`` drops the leading
+            eigen-directions of the layer's inputs that hold all but ``threshold`` of the energy.
+        threshold: Share of the input energy, in [0, 1], that may be given up. 0 is the exact
+            null space.
+        radius: Length of the move relative to each weight's norm, or ``"auto"``.
+        steps: Number of ascent steps; the radius is shared between them.
+        tangent: How tangents of layer inputs are computed: ``"jvp"`` (forward-mode
+            differentiation), ``"fd"`` (one more plain forward), or ``"auto"``.
+        max_loss_change: Largest accepted rise of the loss on the captured batch (and on the
+            guard batch), relative to its value; a larger one is undone.
+        bias: Whether biases move with their weights, as the weight of a constant input.
+        include: Shell-style name patterns; only weights that match one of them may move.
+        exclude: Shell-style name patterns of weights that must not move.
+
+    Raises:
+        ValueError: If a value is outside what is allowed; the message names both.
+    """
+
+    objective: Literal["grad_norm"] | Objective = "grad_norm"
+    projection: Literal["threshold"] = "threshold"
+    threshold: float = 0.0
+    radius: Literal["auto"] | float = "auto"
+    steps: int = 1
+    tangent: Literal["auto", "jvp", "fd"] = "auto"
+    max_loss_change: float = 0.01
+    bias: bool = True
+    include: tuple[str, ...] = ("*",)
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        if not callable(self.objective):
+            _choice("objective", self.objective, OBJECTIVES)
+        _choice("projection", self.projection, PROJECTIONS)
+        _choice("tangent", self.tangent, TANGENTS)
+        _number("threshold", self.threshold, 0.0, 1.0)
+        if self.radius != "auto":
+            _number("radius", self.radius, 0.0, 100.0, open_low=True)
+        _number("max_loss_change", self.max_loss_change, 0.0, math.inf)
+        if not isinstance(self.steps, int) or isinstance(self.steps, bool) or self.steps < 1:
+            msg = f"invalid steps: {self.steps!r}; allowed: an integer of at least 1"
+            raise ValueError(msg)
+        for name in ("include", "exclude"):
+            patterns = getattr(self, name)
+            if isinstance(patterns, str) or not all(isinstance(p, str) for p in patterns):
+                msg = f"invalid {name}: {patterns!r}; allowed: a sequence of name patterns"
+                raise ValueError(msg)
+            object.__setattr__(self, name, tuple(patterns))

@@ -1,0 +1,224 @@
+"""What an adapter supplies: the sites of a network, and the few things done to it.
+
+A *site* is one use of a weight ``W`` (out, in) by a linear map on rows, ``Y = X W^T + b`` with
+``X`` (samples, in) and ``Y`` (samples, out). ``delta = dL/dY`` (samples, out) is its cotangent.
+A convolution is the same map on patches. Stacks of matrices (grouped convolutions, experts) carry
+leading axes: ``X`` (..., samples, in), ``W`` (..., out, in).
+
+Data flows one way: the adapter captures, the core decides, the adapter moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from array_api_compat import array_namespace
+
+from nullport._arrays import Array
+from nullport._layout import Layout
+
+
+class TangentUnavailable(RuntimeError):
+    """Raised by an adapter whose forward-mode differentiation cannot handle this network."""
+
+
+class Site(Protocol):
+    """One use of a weight by a linear map.
+
+    Attributes:
+        kind: Name of the operation, for the report.
+        samples: Number of rows of ``X``.
+        inputs: The layer's input as the framework holds it; tangents have the same shape.
+        cotangent: ``delta`` as the framework holds it, or None if the loss does not depend
+            differentiably on this use (it still constrains the null space).
+        output_norm: Frobenius norm of the layer's output, 0-d.
+    """
+
+    kind: str
+    samples: int
+    inputs: Array
+    cotangent: Array | None
+    output_norm: Array
+
+    def rows(self) -> Iterator[Array]:
+        """Yield ``X`` in chunks of rows, each (..., n, in)."""
+
+    def weight_gradient(self, inputs: Array, probe: Array | None = None) -> Array:
+        """Return ``delta^T X`` (..., out, in) evaluated at ``inputs`` instead of the site's own.
+
+        With ``probe`` (out,) the cotangent is first contracted to one output: (..., 1, in).
+        """
+
+
+@dataclass(frozen=True)
+class DenseSite:
+    """A site of a plain matrix product.
+
+    Attributes:
+        kind: Name of the operation.
+        inputs: ``X``, shape (..., samples, in).
+        cotangent: ``delta``, shape (..., samples, out), or None.
+        output_norm: Frobenius norm of the output.
+    """
+
+    kind: str
+    inputs: Array
+    cotangent: Array | None
+    output_norm: Array
+
+    @property
+    def samples(self) -> int:
+        """Number of rows of ``X``."""
+        return int(self.inputs.shape[-2])
+
+    def rows(self) -> Iterator[Array]:
+        """Yield ``X`` in one piece."""
+        yield self.inputs
+
+    def weight_gradient(self, inputs: Array, probe: Array | None = None) -> Array:
+        """Return ``delta^T inputs``, shape (..., out, in), or (..., 1, in) with ``probe``.
+
+        Raises:
+            ValueError: If the site has no cotangent.
+        """
+        if self.cotangent is None:
+            msg = "this site has no cotangent: the loss does not depend on it"
+            raise ValueError(msg)
+        delta = self.cotangent
+        if probe is not None:
+            delta = (delta @ probe)[..., None]
+        xp = array_namespace(delta)
+        return xp.matrix_transpose(xp.astype(delta, inputs.dtype, copy=False)) @ inputs
+
+
+@dataclass(frozen=True)
+class Use:
+    """One use of a parameter, as seen by the adapter.
+
+    Attributes:
+        parameter: Index of the parameter.
+        site: Index of the site whose weight (or bias) it is, or None if the use is not linear.
+        role: ``"weight"`` or ``"bias"`` of that site.
+        layout: Which elements of the parameter take part, or None if the use is not linear.
+        reason: What the use is, in words, if it is not linear.
+    """
+
+    parameter: int
+    site: int | None = None
+    role: str = "weight"
+    layout: Layout | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """What the core needs to know of a parameter.
+
+    Attributes:
+        name: Its name in the user's model.
+        movable: Whether the adapter can write to it and differentiate by it.
+        reason: Why it is not movable.
+    """
+
+    name: str
+    movable: bool = True
+    reason: str = ""
+
+
+@dataclass
+class Linearization:
+    """One gradient, seen from inside.
+
+    Attributes:
+        loss: 0-d array.
+        gradients: One array per parameter, or None where the loss does not depend on it.
+        sites: Every linear use of a weight, in the order of the forward pass.
+        uses: Every use of every parameter.
+        reused: Whether activations of an earlier call were reused.
+    """
+
+    loss: Array
+    gradients: list[Array | None]
+    sites: Sequence[Site]
+    uses: Sequence[Use] = field(default_factory=list)
+    reused: bool = False
+
+
+@dataclass(frozen=True)
+class Move:
+    """A change of some elements of one parameter.
+
+    Attributes:
+        parameter: Index of the parameter.
+        layout: Where the elements of ``delta`` live in it.
+        delta: The change, shape (..., out, in) for a weight, (..., out) for a bias.
+    """
+
+    parameter: int
+    layout: Layout
+    delta: Array
+
+
+Receive = Callable[[int, Array], None]
+"""Called with a site's index and an array of the shape of its inputs."""
+
+
+class LayerGraph(Protocol):
+    """A network, a loss and the batch they are evaluated on.
+
+    Every forward pass made through it sees the same random numbers and the same buffers, and
+    leaves both as they were.
+    """
+
+    parameters: Sequence[Parameter]
+
+    def weights(self) -> Sequence[Array]:
+        """Return the current parameters, one array each."""
+
+    def read(self, parameter: int, array: Array, layout: Layout) -> Array:
+        """Return the elements of ``array``, shaped like the parameter, that ``layout`` names.
+
+        Returns:
+            Shape (..., out, in), or (..., out) for the layout of a bias.
+        """
+
+    def linearize(self, *, unchanged: bool = False, again: bool = False) -> Linearization:
+        """Compute loss, gradient and sites at the current weights.
+
+        Args:
+            unchanged: The weights moved inside the exact null space since the last call, so
+                activations are what they were and an adapter may reuse them.
+            again: A call with ``unchanged`` follows, so activations are worth keeping.
+        """
+
+    def replay(self, v: Sequence[Array | None], step: Array, receive: Receive) -> None:
+        """Run the forward pass at ``w + step * v`` and hand over every site's inputs.
+
+        Raises:
+            ValueError: If the forward pass is not the one of the linearization: the loss is not
+                a function of the weights alone.
+        """
+
+    def jvp(self, v: Sequence[Array | None], receive: Receive) -> None:
+        """Hand over the tangent of every site's inputs along ``v`` by forward-mode AD.
+
+        Raises:
+            TangentUnavailable: If forward mode cannot handle this network.
+        """
+
+    def loss(self) -> Array:
+        """Return the loss at the current weights, forward pass only."""
+
+    def guard(self) -> Array | None:
+        """Return the loss of the guard batch at the current weights, or None without one."""
+
+    def move(self, moves: Sequence[Move]) -> None:
+        """Add each delta to its parameter in place, keeping what is needed to undo it."""
+
+    def restore(self) -> None:
+        """Undo every move since the graph was made, bit for bit."""
+
+    def settle(self, accepted: Array | bool) -> None:
+        """Keep the moves if ``accepted`` (0-d bool), else undo them bit for bit."""

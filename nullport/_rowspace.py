@@ -1,0 +1,102 @@
+"""The row space of a layer's inputs, in orthonormal coordinates.
+
+For ``X`` (..., n, d) with fewer samples than inputs, QR of ``X^T`` (..., d, n) gives an orthonormal
+basis of the row space: no rank decision, no squared condition number, exact to rounding even when
+``X`` is rank deficient (surplus directions only cost freedom). With more samples the Gram matrix
+``X^T X`` (..., d, d) is accumulated in a stream in float64 and diagonalised. Either way
+
+    X^T X = U diag(energies) U^T,        U (..., d, k) with orthonormal columns.
+
+Forming the Gram matrix squares the condition number, hence float64: singular values are then
+resolved down to 1.5e-8 of the largest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from array_api_compat import array_namespace
+
+from nullport._arrays import Array, widen, with_column
+
+
+@dataclass(frozen=True)
+class RowSpace:
+    """Orthonormal coordinates for the inputs of a layer.
+
+    Attributes:
+        basis: ``U``, shape (..., d, k), orthonormal columns that span the row space.
+        energies: Eigenvalues of ``X^T X`` along the columns, ascending, shape (..., k); None if
+            they were not asked for.
+        complete: Whether ``U`` is square, so that it spans all inputs and not only the rows.
+        samples: Number of rows of ``X``.
+    """
+
+    basis: Array
+    energies: Array | None
+    complete: bool
+    samples: int
+
+    @property
+    def features(self) -> int:
+        """Number of inputs ``d``, the constant input of a bias included."""
+        return int(self.basis.shape[-2])
+
+
+def row_space(
+    chunks: Iterable[Array], samples: int, *, bias: bool = False, spectrum: bool = False
+) -> RowSpace:
+    """Return orthonormal coordinates for the rows of ``X``, given in chunks.
+
+    Args:
+        chunks: Pieces of ``X``, each (..., n_i, d), of any floating dtype.
+        samples: Total number of rows ``n``.
+        bias: Append the constant input of a bias to every row.
+        spectrum: Also compute the energies where the basis alone does not need them.
+
+    Returns:
+        The row space; by QR when ``n <= d``, else by Gram matrix and eigendecomposition.
+
+    Raises:
+        ValueError: If there are no rows.
+    """
+    if samples < 1:
+        msg = f"the null space needs at least 1 sample, got {samples}"
+        raise ValueError(msg)
+    stream = (with_column(chunk, 1.0) if bias else chunk for chunk in map(widen, chunks))
+    first = next(iter(stream))
+    if samples <= first.shape[-1]:
+        xp = array_namespace(first)
+        rows = [first, *stream]
+        return _by_qr(xp.concat(rows, axis=-2) if len(rows) > 1 else first, spectrum=spectrum)
+    return _by_gram(first, stream, samples)
+
+
+def _by_qr(x: Array, *, spectrum: bool) -> RowSpace:
+    """Row space of ``x`` (..., n, d), ``n <= d``."""
+    xp = array_namespace(x)
+    samples, features = x.shape[-2:]
+    basis, r = xp.linalg.qr(xp.matrix_transpose(x), mode="reduced")
+    energies = None
+    if spectrum:
+        # X^T X = Q (R R^T) Q^T: the small matrix carries the whole spectrum.
+        small = xp.linalg.eigh(r @ xp.matrix_transpose(r))
+        basis, energies = basis @ small.eigenvectors, small.eigenvalues
+    return RowSpace(basis, energies, samples == features, samples)
+
+
+def _by_gram(first: Array, rest: Iterable[Array], samples: int) -> RowSpace:
+    """Row space from the streamed Gram matrix."""
+    gram = gram_matrix(first)
+    for chunk in rest:
+        gram = gram + gram_matrix(chunk)
+    eigen = array_namespace(gram).linalg.eigh(gram)
+    return RowSpace(eigen.eigenvectors, eigen.eigenvalues, complete=True, samples=samples)
+
+
+def gram_matrix(x: Array) -> Array:
+    """Return ``x^T x`` in float64, shape (..., d, d), for ``x`` (..., n, d)."""
+    xp = array_namespace(x)
+    x = xp.astype(x, xp.float64, copy=False)
+    return xp.matrix_transpose(x) @ x
