@@ -1,4 +1,4 @@
-"""Small array helpers that the standard lacks, for stacks of matrices of shape (..., rows, columns).
+"""Small array helpers that the standard lacks, for stacks of matrices (..., rows, columns).
 
 Everything goes through :func:`array_api_compat.array_namespace`, never through a framework.
 """
@@ -13,20 +13,32 @@ Array: TypeAlias = Any
 """An array of any namespace that follows the Python array API standard."""
 
 
+_NAMESPACES: dict[type, Any] = {}
+
+
+def namespace(x: Array) -> Any:
+    """Return the array API namespace of ``x``; looked up once per type, since it is asked often."""
+    kind = type(x)
+    if kind not in _NAMESPACES:
+        _NAMESPACES[kind] = array_namespace(x)
+    return _NAMESPACES[kind]
+
+
 def widen(x: Array) -> Array:
     """Return ``x`` in float32 or better, the dtype in which factorisations are made.
 
     Half precision has no QR or eigendecomposition anywhere, and a half-precision projection
     does not preserve the layer's output.
     """
-    xp = array_namespace(x)
-    return xp.astype(x, xp.result_type(x.dtype, xp.float32), copy=False)
+    xp = namespace(x)
+    if x.dtype in (xp.float32, xp.float64):
+        return x
+    return xp.astype(x, xp.result_type(x.dtype, xp.float32))
 
 
 def norm(x: Array) -> Array:
     """Return the Frobenius norm of ``x`` (any shape) as a 0-d array."""
-    xp = array_namespace(x)
-    return xp.linalg.vector_norm(xp.reshape(x, (-1,)))
+    return namespace(x).linalg.vector_norm(x)
 
 
 def joint_norm(arrays: list[Array]) -> Array:
@@ -38,13 +50,13 @@ def joint_norm(arrays: list[Array]) -> Array:
     if not arrays:
         msg = "joint_norm needs at least one array"
         raise ValueError(msg)
-    xp = array_namespace(arrays[0])
+    xp = namespace(arrays[0])
     return xp.linalg.vector_norm(xp.stack([norm(widen(a)) for a in arrays]))
 
 
 def with_column(x: Array, value: float) -> Array:
     """Append a constant column to the stack of matrices ``x``: (..., n, d) -> (..., n, d + 1)."""
-    xp = array_namespace(x)
+    xp = namespace(x)
     column = xp.full((*x.shape[:-1], 1), value, dtype=x.dtype, device=device(x))
     return xp.concat([x, column], axis=-1)
 
@@ -54,7 +66,7 @@ def probe_vector(like: Array, length: int) -> Array:
 
     It plays the random vector of Freivalds' check without touching any random number generator.
     """
-    xp = array_namespace(like)
+    xp = namespace(like)
     index = xp.arange(1, length + 1, dtype=like.dtype, device=device(like))
     return xp.cos(index * 1.7) + 0.1
 

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from math import prod
 
-from array_api_compat import array_namespace
-
-from nullport._arrays import Array, norm, probe_vector, widen
+from nullport._arrays import Array, namespace, norm, probe_vector, widen
 from nullport._config import TeleportConfig
 from nullport._graph import Linearization, Parameter, Use
 from nullport._layout import Layout
+
+BIAS = "a bias: it moves with the weight of its layer"
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,11 @@ class Block:
     layout: Layout
     sites: tuple[int, ...]
     bias: tuple[int, Layout] | None = None
+
+    @property
+    def features(self) -> int:
+        """Inputs of the matrix, the constant input of a bias included."""
+        return prod(size for size, _ in self.layout.inp) + (self.bias is not None)
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,12 @@ def capture(
         blocks += found
         excluded += clashes
     if config.bias:
-        blocks = [_with_bias(block, parameters, by_parameter) for block in blocks]
+        free = {
+            index: own
+            for index, own in by_parameter.items()
+            if parameters[index].movable and not _matches(parameters[index].name, config.exclude)
+        }
+        blocks = [_with_bias(block, free) for block in blocks]
     return blocks, excluded
 
 
@@ -87,9 +98,9 @@ def _why_not(parameter: Parameter, uses: Sequence[Use], config: TeleportConfig) 
     if not parameter.movable:
         return parameter.reason
     if not uses:
-        return "its use is not visible (it does not take part in the loss, or only in code that hides it)"
+        return "its use is not visible (none, or only in code that hides it)"
     if all(use.role == "bias" for use in uses):
-        return "a bias: it moves with the weight of its layer"
+        return BIAS
     others = sorted({use.reason for use in uses if use.layout is None})
     if others:
         return (
@@ -99,11 +110,13 @@ def _why_not(parameter: Parameter, uses: Sequence[Use], config: TeleportConfig) 
         )
     if any(use.role == "bias" for use in uses):
         return "used as a weight and as a bias"
-    if not any(fnmatchcase(parameter.name, pattern) for pattern in config.include):
+    if not _matches(parameter.name, config.include):
         return "not in include"
-    if any(fnmatchcase(parameter.name, pattern) for pattern in config.exclude):
-        return "in exclude"
-    return ""
+    return "in exclude" if _matches(parameter.name, config.exclude) else ""
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _is_weight(uses: Sequence[Use]) -> bool:
@@ -124,7 +137,7 @@ def _blocks(
             sites = tuple(sorted({u.site for u in uses if u.site is not None}))
             reason = "the same elements are used in different layouts, such as W and its transpose"
             return [], [Excluded(parameter.name, reason, sites)]
-    blocks = []
+    blocks: list[Block] = []
     for layout, group in zip(layouts, groups.values(), strict=True):
         part = "" if len(layouts) == 1 else f"[part {len(blocks) + 1}/{len(layouts)}]"
         sites = tuple(sorted({u.site for u in group if u.site is not None}))
@@ -132,11 +145,11 @@ def _blocks(
     return blocks, []
 
 
-def _with_bias(block: Block, parameters: Sequence[Parameter], uses: dict[int, list[Use]]) -> Block:
+def _with_bias(block: Block, uses: dict[int, list[Use]]) -> Block:
     """Attach the bias if it is used by exactly this block's sites, once each, and nowhere else."""
     for index, own in uses.items():
         mine = [u for u in own if u.role == "bias" and u.site in block.sites]
-        if not mine or mine[0].layout is None or not parameters[index].movable:
+        if not mine or mine[0].layout is None:
             continue
         layout = mine[0].layout
         same = all(u.layout and u.layout.canonical == layout.canonical for u in mine)
@@ -149,6 +162,27 @@ def _with_bias(block: Block, parameters: Sequence[Parameter], uses: dict[int, li
         ):
             return Block(block.name, block.parameter, block.layout, block.sites, (index, layout))
     return block
+
+
+def without_hidden_bias(
+    block: Block, gradient: Array | None, lin: Linearization, tolerance: float
+) -> Block:
+    """Leave a bias behind if its gradient is not the sum of its layer's cotangents.
+
+    Args:
+        block: A block with a bias.
+        gradient: The gradient of the bias, shape (..., out), or None.
+        lin: The linearization that holds the sites.
+        tolerance: Largest relative mismatch.
+    """
+    sites = [lin.sites[i] for i in block.sites if lin.sites[i].cotangent is not None]
+    if gradient is None or not sites:
+        return block
+    parts = [widen(site.bias_gradient()) for site in sites]
+    # Against what was added, not the sum: attention's key bias has gradient 0 by cancellation.
+    scale = sum(float(norm(site.cotangent)) * site.samples**0.5 for site in sites)
+    mismatch = float(norm(widen(gradient) - sum(parts[1:], start=parts[0])))
+    return block if mismatch <= tolerance * scale else replace(block, bias=None)
 
 
 def explained(block: Block, gradient: Array, lin: Linearization) -> Array:
@@ -166,7 +200,7 @@ def explained(block: Block, gradient: Array, lin: Linearization) -> Array:
     Returns:
         The relative mismatch, a 0-d array: rounding if the capture is complete.
     """
-    xp = array_namespace(gradient)
+    xp = namespace(gradient)
     z = probe_vector(widen(gradient), gradient.shape[-2])
     left = (xp.matrix_transpose(widen(gradient)) @ z)[..., None, :]
     right = xp.zeros_like(left)
@@ -175,7 +209,8 @@ def explained(block: Block, gradient: Array, lin: Linearization) -> Array:
         site = lin.sites[index]
         if site.cotangent is None:
             continue
-        part = widen(site.weight_gradient(site.inputs, xp.astype(z, site.inputs.dtype)))
+        inputs = widen(site.inputs)
+        part = site.weight_gradient(inputs, xp.astype(z, inputs.dtype))
         right = right + part
         scale = xp.maximum(scale, norm(part))
     tiny = float(xp.finfo(scale.dtype).smallest_normal)

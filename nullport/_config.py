@@ -12,9 +12,9 @@ from nullport._arrays import Array
 Objective = Callable[[Sequence[Array]], Sequence[Array]]
 """A custom objective: takes the gradient, one array per parameter, and returns ``v = dphi/dg``."""
 
-PROJECTIONS = ("threshold",)
+PROJECTIONS = ("budget", "threshold")
 TANGENTS = ("auto", "jvp", "fd")
-OBJECTIVES = ("grad_norm",)
+OBJECTIVES = ("auto", "grad_norm", "decrease", "look_ahead")
 
 
 def _choice(name: str, value: object, allowed: Sequence[str]) -> None:
@@ -23,7 +23,9 @@ def _choice(name: str, value: object, allowed: Sequence[str]) -> None:
         raise ValueError(msg)
 
 
-def _number(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> None:
+def _number(
+    name: str, value: object, low: float, high: float, *, open_low: bool = False, other: str = ""
+) -> None:
     inside = (
         isinstance(value, int | float)
         and not isinstance(value, bool)
@@ -33,7 +35,8 @@ def _number(name: str, value: object, low: float, high: float, *, open_low: bool
     )
     if not inside:
         left = "(" if open_low else "["
-        msg = f"invalid {name}: {value!r}; allowed: a finite number in {left}{low:g}, {high:g}]"
+        msg = f"invalid {name}: {value!r}; allowed: {other}"
+        msg += f"a finite number in {left}{low:g}, {high:g}]"
         raise ValueError(msg)
 
 
@@ -42,13 +45,20 @@ class TeleportConfig:
     """Settings of a teleport.
 
     Attributes:
-        objective: What to increase along the level set: ``"grad_norm"`` (the paper,
-            half the squared norm of the gradient over all parameters) or a function from the
-            gradient (one array per parameter) to ``v = dphi/dg`` of the same structure.
-        projection: How the null space is enforced: ``"threshold"`` drops the leading
+        objective: What to improve along the level set: ``"grad_norm"`` (the paper, half the
+            squared norm of the gradient over all parameters), ``"decrease"`` (what the optimizer's
+            own step gains), ``"look_ahead"`` (other samples' loss after that step), or a function
+            from the gradient (one array per parameter) to ``v = dphi/dg`` of the same structure.
+            ``"auto"`` looks ahead where the optimizer and other samples are known, and else takes
+            ``"grad_norm"``.
+        projection: How the null space is enforced. ``"budget"``: exact where there are clearly
+            fewer samples than inputs, else the smooth filter that gains most while a layer's
+            output changes by at most ``budget``. ``"threshold"`` (the paper): drops the leading
             eigen-directions of the layer's inputs that hold all but ``threshold`` of the energy.
-        threshold: Share of the input energy, in [0, 1], that may be given up. 0 is the exact
-            null space.
+        threshold: For ``"threshold"``, the share of the input energy, in [0, 1], that may be given
+            up. 0 is the exact null space.
+        budget: For ``"budget"``, the change of a layer's output that is allowed on the captured
+            samples, relative to its norm, in (0, 1].
         radius: Length of the move relative to each weight's norm, or ``"auto"``.
         steps: Number of ascent steps; the radius is shared between them.
         tangent: How tangents of layer inputs are computed: ``"jvp"`` (forward-mode
@@ -63,9 +73,10 @@ class TeleportConfig:
         ValueError: If a value is outside what is allowed; the message names both.
     """
 
-    objective: Literal["grad_norm"] | Objective = "grad_norm"
-    projection: Literal["threshold"] = "threshold"
+    objective: Literal["auto", "grad_norm", "decrease", "look_ahead"] | Objective = "auto"
+    projection: Literal["budget", "threshold"] = "threshold"
     threshold: float = 0.0
+    budget: float = 0.01
     radius: Literal["auto"] | float = "auto"
     steps: int = 1
     tangent: Literal["auto", "jvp", "fd"] = "auto"
@@ -81,15 +92,21 @@ class TeleportConfig:
         _choice("projection", self.projection, PROJECTIONS)
         _choice("tangent", self.tangent, TANGENTS)
         _number("threshold", self.threshold, 0.0, 1.0)
+        _number("budget", self.budget, 0.0, 1.0, open_low=True)
+        if self.threshold and self.projection != "threshold":
+            msg = f"invalid threshold: {self.threshold!r} with projection {self.projection!r}; "
+            msg += "allowed: 0, or projection='threshold'"
+            raise ValueError(msg)
         if self.radius != "auto":
-            _number("radius", self.radius, 0.0, 100.0, open_low=True)
+            _number("radius", self.radius, 0.0, 100.0, open_low=True, other="'auto' or ")
         _number("max_loss_change", self.max_loss_change, 0.0, math.inf)
         if not isinstance(self.steps, int) or isinstance(self.steps, bool) or self.steps < 1:
             msg = f"invalid steps: {self.steps!r}; allowed: an integer of at least 1"
             raise ValueError(msg)
         for name in ("include", "exclude"):
             patterns = getattr(self, name)
-            if isinstance(patterns, str) or not all(isinstance(p, str) for p in patterns):
+            sequence = isinstance(patterns, list | tuple)
+            if not sequence or not all(isinstance(p, str) for p in patterns):
                 msg = f"invalid {name}: {patterns!r}; allowed: a sequence of name patterns"
                 raise ValueError(msg)
             object.__setattr__(self, name, tuple(patterns))

@@ -10,21 +10,21 @@ the square of the step), so there is always a radius.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-
-from array_api_compat import array_namespace
+from math import isfinite
 
 from nullport import _cost as cost
-from nullport._arrays import Array, joint_norm, widen
-from nullport._capture import Excluded, capture
-from nullport._config import TeleportConfig
+from nullport._arrays import Array, namespace, widen, with_column
+from nullport._budget import BudgetFilter
+from nullport._capture import BIAS, Block, Excluded, capture
+from nullport._config import Objective, TeleportConfig
 from nullport._direction import Accumulator
-from nullport._graph import LayerGraph, Linearization, Move
-from nullport._layer import Layer, make_filter, make_layer
-from nullport._objective import check, resolve
+from nullport._graph import LayerGraph, Linearization, TangentUnavailable
+from nullport._layer import Layer, make_filter, make_layer, take_steps
+from nullport._objective import Vector, length, pull
 from nullport._report import LayerReport, TeleportReport
 from nullport._tangent import Engine
+from nullport._verdict import Look, look, verdict
 
 AUTO_RADIUS = 0.1
 """Radius of ``"auto"`` when nothing is known of the optimizer."""
@@ -63,10 +63,19 @@ def inspect(graph: LayerGraph, config: TeleportConfig | None = None) -> list[Lay
     """
     config = config or TeleportConfig()
     run = _Run(graph, config, Engine(config.tangent))
-    lin = graph.linearize()
+    lin = _finite(graph.linearize())
     run.prepare(lin)
-    run.directions(lin, joint_norm([g for g in lin.gradients if g is not None]))
+    accumulator = run.directions(lin)
+    for layer, direction in zip(run.layers, accumulator.result(), strict=True):
+        layer.direction = direction
     return run.layer_reports()
+
+
+def _finite(lin: Linearization) -> Linearization:
+    if not isfinite(float(lin.loss)):
+        msg = f"the closure returned loss {float(lin.loss)}; a teleport needs a finite loss"
+        raise ValueError(msg)
+    return lin
 
 
 @dataclass
@@ -79,48 +88,80 @@ class _Run:
     layers: list[Layer] = field(default_factory=list)
     excluded: list[Excluded] = field(default_factory=list)
     cost: float = cost.GRADIENT
+    scale: Array | None = None
 
     def __call__(self) -> TeleportReport:
         start = time.perf_counter()
         graph, config = self.graph, self.config
-        first = lin = graph.linearize(again=config.steps > 1 and self._exact)
+        first = lin = _finite(graph.linearize(again=config.steps > 1))
+        norm = length(first.gradients)
+        before = look(graph, first, norm, armijo=self._armijo, screen=True)
+        if before.overshoots():
+            reason = "the optimizer's own step already overshoots here"
+            return self._report(start, before, before, reason)
         self.prepare(first)
-        guard_before = graph.guard()
-        norms = [_gradient_norm(lin)]
-        radius = AUTO_RADIUS if config.radius == "auto" else config.radius
         for remaining in reversed(range(config.steps)):
-            self._ascend(lin, norms[-1], radius / config.steps)
+            self._ascend(lin, self.radius / config.steps)
             lin = graph.linearize(
                 unchanged=remaining > 0 and self._exact, again=remaining > 1 and self._exact
             )
             self.cost += cost.BACKWARD if lin.reused else cost.GRADIENT
-            norms.append(_gradient_norm(lin))
             if remaining and not self._exact:
                 self._rebuild_filters(lin)
         for layer in self.layers:
             layer.measure(first, sample=self._exact)
-        guard_after = graph.guard()
-        reason = self._verdict(first.loss, lin.loss, norms, guard_before, guard_after)
-        graph.settle(not reason)
+        if all(layer.length is None for layer in self.layers):
+            return self._report(start, before, before, "no weight can move")
+        after = look(graph, lin, length(lin.gradients), armijo=self._armijo)
+        return self._report(start, before, after, verdict(before, after, config.max_loss_change))
+
+    @property
+    def _armijo(self) -> bool:
+        """Whether the optimizer's step is tested on the captured batch.
+
+        ``look_ahead`` bounds itself; every other objective is unbounded.
+        """
+        return self.objective != "look_ahead"
+
+    @property
+    def objective(self) -> str | Objective:
+        """The objective, with ``"auto"`` resolved."""
+        if self.config.objective != "auto":
+            return self.config.objective
+        known = self.graph.has_optimizer and self.graph.has_others
+        return "look_ahead" if known else "grad_norm"
+
+    def _report(self, start: float, before: Look, after: Look, reason: str) -> TeleportReport:
+        """Keep or undo the move, and say so."""
+        self.graph.settle(not reason)
+        looks = before.cost if before is after else before.cost + after.cost
         return TeleportReport(
-            loss_before=float(first.loss),
-            loss_after=float(lin.loss),
-            guard_before=None if guard_before is None else float(guard_before),
-            guard_after=None if guard_after is None else float(guard_after),
-            grad_norm_before=float(norms[0]),
-            grad_norm_after=float(norms[-1]),
-            radius=radius,
+            loss_before=float(before.loss),
+            loss_after=float(after.loss),
+            guard_before=None if before.guard is None else float(before.guard),
+            guard_after=None if after.guard is None else float(after.guard),
+            grad_norm_before=float(before.grad_norm),
+            grad_norm_after=float(after.grad_norm),
+            radius=self.radius,
             accepted=not reason,
             reason=reason,
             seconds=time.perf_counter() - start,
-            cost=self.cost + (0 if guard_before is None else 2 * cost.FORWARD),
+            cost=self.cost + looks,
             tangent=self.engine.used,
             layers=self.layer_reports(),
         )
 
     @property
     def _exact(self) -> bool:
-        return self.config.threshold == 0
+        """Whether no layer gives up any of its output, so that activations stay."""
+        return self.config.threshold == 0 and not any(
+            isinstance(layer.filter, BudgetFilter) for layer in self.layers
+        )
+
+    @property
+    def radius(self) -> float:
+        """Relative length of the whole move."""
+        return AUTO_RADIUS if self.config.radius == "auto" else self.config.radius
 
     def prepare(self, lin: Linearization) -> None:
         """Find the blocks that may move, and the null space of each."""
@@ -131,70 +172,73 @@ class _Run:
             raise ValueError(msg)
         weights = self.graph.weights()
         work = cost.gradient_work(lin, blocks)
+        reached = [b for b in blocks if any(lin.sites[i].samples for i in b.sites)]
+        if blocks and not reached:
+            msg = "the captured batch has 0 samples; a teleport needs at least 1 sample"
+            raise ValueError(msg)
         for block in blocks:
-            self.layers.append(make_layer(block, self.graph, lin, weights, self.config))
+            if block not in reached:
+                self.excluded.append(Excluded(block.name, "no sample reaches it", block.sites))
+        for block in reached:
+            self.layers.append(
+                make_layer(block, self.graph, lin, weights, self.config, self.radius)
+            )
             self.cost += cost.null_space_work(block, lin) / work
 
-    def directions(self, lin: Linearization, grad_norm: Array) -> Accumulator:
+    def directions(self, lin: Linearization) -> Accumulator:
         """Send tangents along the objective's ``v`` through the network."""
-        v = resolve(self.config)(lin.gradients)
-        check(v, lin.gradients)
-        pairs = [(w, a) for w, a in zip(self.graph.weights(), v, strict=True) if a is not None]
-        size = grad_norm if v is lin.gradients else joint_norm([a for _, a in pairs])
-        scale = joint_norm([w for w, _ in pairs])
-        xp = array_namespace(size)
-        step = scale / xp.where(size > 0, size, xp.ones_like(size))
+        wish = pull(self.objective, self.graph, lin.gradients)
         blocks = [layer.block for layer in self.layers]
-        accumulator = Accumulator(blocks, [layer.filter for layer in self.layers], lin)
-        self.engine(self.graph, lin, v, step, accumulator.receive)
-        self.cost += self.engine.cost + cost.KERNEL
+        filters = [layer.filter for layer in self.layers]
+        direct = None if wish.direct is None else [self._read(b, wish.direct) for b in blocks]
+        if self.scale is None:
+            pairs = zip(self.graph.weights(), wish.v, strict=True)
+            self.scale = length([w for w, a in pairs if a is not None])
+        size = length(wish.v)
+        xp = namespace(size)
+        step = self.scale / xp.where(size > 0, size, xp.ones_like(size))
+        while True:
+            accumulator = Accumulator(blocks, filters, lin, direct)
+            try:
+                self.engine(self.graph, lin, wish.v, step, accumulator.receive)
+                break
+            except TangentUnavailable:
+                if not self.engine.give_up():
+                    raise
+        self.cost += wish.cost + self.engine.cost + cost.KERNEL
         return accumulator
 
-    def _ascend(self, lin: Linearization, grad_norm: Array, length: float) -> None:
-        """Take one step of relative length ``length`` in every block that can move."""
-        accumulator = self.directions(lin, grad_norm)
-        moves: list[Move] = []
-        for layer, direction in zip(self.layers, accumulator.result(), strict=True):
-            moves += layer.step(direction, length)
-        self.graph.move(moves)
+    def _read(self, block: Block, vector: Vector) -> Array | None:
+        """Return a block's part of a vector over all parameters, (..., out, features)."""
+        weight = vector[block.parameter]
+        if weight is None:
+            return None
+        part = widen(self.graph.read(block.parameter, weight, block.layout))
+        if block.bias is None:
+            return part
+        index, layout = block.bias
+        bias = vector[index]
+        if bias is None:
+            return with_column(part, 0.0)
+        column = widen(self.graph.read(index, bias, layout))[..., None]
+        return namespace(part).concat([part, column], axis=-1)
+
+    def _ascend(self, lin: Linearization, step: float) -> None:
+        """Take one step of relative length ``step`` in every block that can move."""
+        directions = self.directions(lin).result()
+        lin.gradients.clear()  # not needed again, and as large as the weights
+        self.graph.move(take_steps(self.layers, directions, step))
 
     def _rebuild_filters(self, lin: Linearization) -> None:
         """Build the null spaces anew: an inexact step changes the inputs of deeper layers."""
         for layer in self.layers:
-            layer.filter = make_filter(layer.block, lin, self.config)
-
-    def _verdict(
-        self,
-        before: Array,
-        after: Array,
-        norms: Sequence[Array],
-        guard_before: Array | None,
-        guard_after: Array | None,
-    ) -> str:
-        """Return why the move is refused, or an empty string."""
-        limit = self.config.max_loss_change
-        if all(layer.delta is None for layer in self.layers):
-            return "no weight can move"
-        reason = _rise("loss", float(before), float(after), limit)
-        if not reason and not float(norms[-1]) < float("inf"):
-            reason = f"the gradient norm is {float(norms[-1])} at the moved weights"
-        if not reason and guard_before is not None and guard_after is not None:
-            reason = _rise("guard loss", float(guard_before), float(guard_after), limit)
-        return reason
+            steps = self.config.steps
+            change = self.config.budget * layer.output_norm / steps
+            length = self.radius * layer.weight_norm / steps
+            layer.filter = make_filter(layer.block, lin, self.config, change, length)
 
     def layer_reports(self) -> list[LayerReport]:
         """Return one report per weight that is used by a linear map."""
         moved = [layer.report() for layer in self.layers]
-        still = [LayerReport(e.name, reason=e.reason) for e in self.excluded]
+        still = [LayerReport(e.name, reason=e.reason) for e in self.excluded if e.reason != BIAS]
         return moved + still
-
-
-def _gradient_norm(lin: Linearization) -> Array:
-    return joint_norm([widen(g) for g in lin.gradients if g is not None])
-
-
-def _rise(name: str, before: float, after: float, limit: float) -> str:
-    """Say that a loss rose by more than ``limit`` of its value, or return an empty string."""
-    if after - before <= limit * abs(before):
-        return ""
-    return f"the {name} went from {before:.6g} to {after:.6g}, more than {limit:g} of its value"

@@ -14,13 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from array_api_compat import array_namespace
-
-from nullport._arrays import Array
+from nullport._arrays import Array, namespace
 from nullport._layout import Layout
 
 
-class TangentUnavailable(RuntimeError):
+class TangentUnavailable(RuntimeError):  # noqa: N818
     """Raised by an adapter whose forward-mode differentiation cannot handle this network."""
 
 
@@ -36,11 +34,16 @@ class Site(Protocol):
         output_norm: Frobenius norm of the layer's output, 0-d.
     """
 
-    kind: str
-    samples: int
-    inputs: Array
-    cotangent: Array | None
-    output_norm: Array
+    @property
+    def kind(self) -> str: ...
+    @property
+    def samples(self) -> int: ...
+    @property
+    def inputs(self) -> Array: ...
+    @property
+    def cotangent(self) -> Array | None: ...
+    @property
+    def output_norm(self) -> Array: ...
 
     def rows(self) -> Iterator[Array]:
         """Yield ``X`` in chunks of rows, each (..., n, in)."""
@@ -50,6 +53,9 @@ class Site(Protocol):
 
         With ``probe`` (out,) the cotangent is first contracted to one output: (..., 1, in).
         """
+
+    def bias_gradient(self) -> Array:
+        """Return the sum of ``delta`` over all rows, shape (..., out)."""
 
 
 @dataclass(frozen=True)
@@ -86,11 +92,15 @@ class DenseSite:
         if self.cotangent is None:
             msg = "this site has no cotangent: the loss does not depend on it"
             raise ValueError(msg)
-        delta = self.cotangent
+        xp = namespace(inputs)
+        delta = xp.astype(self.cotangent, inputs.dtype, copy=False)
         if probe is not None:
             delta = (delta @ probe)[..., None]
-        xp = array_namespace(delta)
-        return xp.matrix_transpose(xp.astype(delta, inputs.dtype, copy=False)) @ inputs
+        return xp.matrix_transpose(delta) @ inputs
+
+    def bias_gradient(self) -> Array:
+        """Return the sum of ``delta`` over the rows, shape (..., out)."""
+        return namespace(self.cotangent).sum(self.cotangent, axis=-2)
 
 
 @dataclass(frozen=True)
@@ -150,15 +160,20 @@ class Linearization:
 class Move:
     """A change of some elements of one parameter.
 
+    The change is ``left^T right``, left in factors so that an adapter can add it without forming
+    it, or ``right`` itself if there is no ``left``.
+
     Attributes:
         parameter: Index of the parameter.
-        layout: Where the elements of ``delta`` live in it.
-        delta: The change, shape (..., out, in) for a weight, (..., out) for a bias.
+        layout: Where the changed elements live in it.
+        right: Shape (..., n, in), or without ``left`` (..., out, in), for a bias (..., out).
+        left: Shape (..., n, out), or None.
     """
 
     parameter: int
     layout: Layout
-    delta: Array
+    right: Array
+    left: Array | None = None
 
 
 Receive = Callable[[int, Array], None]
@@ -172,7 +187,9 @@ class LayerGraph(Protocol):
     leaves both as they were.
     """
 
-    parameters: Sequence[Parameter]
+    @property
+    def parameters(self) -> Sequence[Parameter]:
+        """Every parameter, in a fixed order."""
 
     def weights(self) -> Sequence[Array]:
         """Return the current parameters, one array each."""
@@ -208,14 +225,38 @@ class LayerGraph(Protocol):
             TangentUnavailable: If forward mode cannot handle this network.
         """
 
-    def loss(self) -> Array:
-        """Return the loss at the current weights, forward pass only."""
+    def loss(self, shift: Sequence[Array | None] | None = None) -> Array:
+        """Return the loss at ``w - shift``, by default at ``w``; forward pass only."""
 
-    def guard(self) -> Array | None:
-        """Return the loss of the guard batch at the current weights, or None without one."""
+    def guard(self, shift: Sequence[Array | None] | None = None) -> Array | None:
+        """Return the loss of the guard batch at ``w - shift``, or None without one."""
+
+    @property
+    def has_optimizer(self) -> bool:
+        """Whether the user's optimizer is known."""
+
+    @property
+    def has_others(self) -> bool:
+        """Whether other samples than the captured ones are known."""
+
+    def optimizer_step(self, gradients: Sequence[Array | None]) -> Sequence[Array | None]:
+        """Return ``u``, what the user's optimizer would subtract from the weights next.
+
+        Nothing of the optimizer's state is changed.
+
+        Raises:
+            ValueError: If there is no optimizer.
+        """
+
+    def elsewhere(self, shift: Sequence[Array | None]) -> Sequence[Array | None]:
+        """Return the gradient of other samples' loss at ``w - shift``.
+
+        Raises:
+            ValueError: If no other samples are known.
+        """
 
     def move(self, moves: Sequence[Move]) -> None:
-        """Add each delta to its parameter in place, keeping what is needed to undo it."""
+        """Add each change to its parameter in place, keeping what is needed to undo it."""
 
     def restore(self) -> None:
         """Undo every move since the graph was made, bit for bit."""

@@ -1,47 +1,119 @@
-"""What a teleport improves: a function phi of the gradient g, through v = dphi/dg.
+"""What a teleport improves: a function phi of the weights, through the gradient g.
 
-The projected gradient of phi over the weights of a layer needs only ``v`` (see
-:mod:`nullport._direction`), so an objective is a function from ``g`` to ``v``, each one array per
-parameter (None where the loss does not depend on the parameter).
+The projected gradient of ``phi(g)`` over the weights of a layer needs only ``v = dphi/dg`` (see
+:mod:`nullport._direction`). An objective that also depends on other samples' loss adds their
+gradient ``direct``:
+
+    N = (delta^T Xdot - direct) P,      Xdot along v.
+
+- ``grad_norm`` (Wu et al., 2025): ``phi = ||g||^2 / 2``, ``v = g``.
+- ``decrease``: what the optimizer's own step ``u(g)`` gains, ``phi = <g, u(g)>``; for a
+  preconditioner ``D`` that is held still, ``v = D g``.
+- ``look_ahead``: minus the loss of *other* samples after the optimizer's step, ``-L2(w - u(g))``;
+  with ``direct = grad L2(w - u)``, ``v = (du/dg)^T direct``.
+
+The optimizer's step is read from the user's own optimizer, run on a copy of its state; its
+derivative is a difference of two such runs, symmetric for every elementwise rule.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from nullport._arrays import Array, elements
-from nullport._config import Objective, TeleportConfig
+from nullport._arrays import Array, joint_norm, namespace, widen
+from nullport._graph import LayerGraph
 
 Vector = Sequence[Array | None]
 
+PROBE = 1e-2
+"""Relative length of the difference that differentiates the optimizer's step."""
 
-def grad_norm(gradients: Vector) -> Vector:
-    """Return ``v = g`` for ``phi = ||g||^2 / 2``, the objective of Wu et al. (2025).
 
-    >>> grad_norm([1.0, 2.0])
-    [1.0, 2.0]
+@dataclass(frozen=True)
+class Pull:
+    """What an objective asks for.
+
+    Attributes:
+        v: Direction of the tangent pass, one array per parameter.
+        direct: Gradient to subtract before projecting, or None.
+        cost: Compute used to find it, in gradients.
     """
-    return gradients
+
+    v: Vector
+    direct: Vector | None = None
+    cost: float = 0.0
 
 
-def resolve(config: TeleportConfig) -> Objective:
-    """Return the function from gradients to ``v`` that the configuration names."""
-    return config.objective if callable(config.objective) else grad_norm
+def grad_norm(graph: LayerGraph, gradients: Vector) -> Pull:  # noqa: ARG001
+    """Return ``v = g``."""
+    return Pull(gradients)
 
 
-def check(v: Vector, gradients: Vector) -> None:
-    """Check that a custom objective returned arrays of the gradient's structure.
+def decrease(graph: LayerGraph, gradients: Vector) -> Pull:
+    """Return ``v = D g``: the optimizer's step without what it would do at zero gradient."""
+    zero = [None if g is None else namespace(g).zeros_like(g) for g in gradients]
+    step, drift = graph.optimizer_step(gradients), graph.optimizer_step(zero)
+    return Pull(combine(step, -1.0, drift))
+
+
+def look_ahead(graph: LayerGraph, gradients: Vector) -> Pull:
+    """Return ``direct = grad L2(w - u)`` and ``v = (du/dg)^T direct``."""
+    step = graph.optimizer_step(gradients)
+    direct = graph.elsewhere(step)
+    size, other = length(gradients), length(direct)
+    probe = PROBE * float(size) / max(float(other), 1e-30)
+    bent = graph.optimizer_step(combine(gradients, probe, direct))
+    v = [None if a is None else a / probe for a in combine(bent, -1.0, step)]
+    return Pull(v, direct, cost=1.0)
+
+
+OBJECTIVES: dict[str, Callable[[LayerGraph, Vector], Pull]] = {
+    "grad_norm": grad_norm,
+    "decrease": decrease,
+    "look_ahead": look_ahead,
+}
+
+
+def pull(objective: str | Callable[[Vector], Vector], graph: LayerGraph, gradients: Vector) -> Pull:
+    """Return what an objective, given by name or as a function from g to v, asks for.
 
     Raises:
-        ValueError: If the number of arrays or a shape differs.
+        ValueError: If a custom objective returns arrays of another structure.
     """
+    if isinstance(objective, str):
+        return OBJECTIVES[objective](graph, gradients)
+    v = objective(gradients)
+    _check(v, gradients)
+    return Pull(v)
+
+
+def combine(a: Vector, factor: float, b: Vector) -> list[Array | None]:
+    """Return ``a + factor b``, None where ``a`` is None and taking ``b`` as 0 where it is None."""
+    return [x if x is None or y is None else x + factor * y for x, y in zip(a, b, strict=True)]
+
+
+def length(vector: Vector) -> Array:
+    """Return the norm over all parameters, 0-d."""
+    return joint_norm([widen(a) for a in vector if a is not None])
+
+
+def inner(a: Vector, b: Vector) -> Array:
+    """Return the inner product over all parameters, 0-d."""
+    terms = [
+        namespace(x).sum(widen(x) * widen(y))
+        for x, y in zip(a, b, strict=True)
+        if x is not None and y is not None
+    ]
+    return sum(terms[1:], start=terms[0])
+
+
+def _check(v: Vector, gradients: Vector) -> None:
     if len(v) != len(gradients):
         msg = f"the objective returned {len(v)} arrays for {len(gradients)} parameters"
         raise ValueError(msg)
     for index, (mine, theirs) in enumerate(zip(v, gradients, strict=True)):
-        if mine is None or theirs is None:
-            continue
-        if elements(mine) != elements(theirs) or mine.shape != theirs.shape:
+        if mine is not None and theirs is not None and mine.shape != theirs.shape:
             msg = (
                 f"the objective returned shape {tuple(mine.shape)} for parameter {index} "
                 f"of shape {tuple(theirs.shape)}"

@@ -13,75 +13,128 @@ formed, and gains are masks rather than slices, so that all of this runs under j
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Protocol
 
-from array_api_compat import array_namespace, device
+from array_api_compat import device
 
-from nullport._arrays import Array, norm
+from nullport._arrays import Array, namespace
 from nullport._rowspace import RowSpace
 
 
+class Step(Protocol):
+    """A move of a weight, possibly in factors."""
+
+    @property
+    def right(self) -> Array:
+        """The move, or its right factor."""
+
+    def outputs(self, rows: Array) -> Array:
+        """Return ``rows N^T``, shape (..., m, out)."""
+
+
 @dataclass(frozen=True)
-class Filter:
-    """A spectral filter on the inputs of a layer.
+class Spectral:
+    """What every filter on the spectrum of a layer's inputs has in common.
+
+    Attributes:
+        space: The row space it acts on.
+    """
+
+    space: RowSpace
+
+    def given_up(self, step: Step) -> Array:
+        """Return ``||N X^T||_F`` from the spectrum, a 0-d array, before anything moves.
+
+        The value is the root of ``sum_k energies_k ||N u_k||^2``, with every energy raised by what
+        the eigendecomposition cannot resolve.
+
+        Args:
+            step: The move ``N``, equivalent to shape (..., out, features).
+
+        Raises:
+            ValueError: If the energies are not known (an exact basis: nothing is given up).
+        """
+        if self.space.energies is None:
+            msg = "the energies of this row space were not computed"
+            raise ValueError(msg)
+        xp = namespace(self.space.basis)
+        dtype = step.right.dtype
+        energies = xp.clip(self.space.energies, 0.0)
+        unresolved = 4 * float(xp.finfo(energies.dtype).eps)
+        energies = energies + unresolved * xp.sum(energies, axis=-1, keepdims=True)
+        energies = xp.astype(energies, dtype)
+        basis = xp.astype(self.space.basis, dtype, copy=False)
+        coordinates = step.outputs(xp.matrix_transpose(basis))
+        return xp.sqrt(xp.sum(energies[..., :, None] * coordinates**2))
+
+    def rounding(self, input_norm: Array) -> Array:
+        """Return what rounding may add to ``||N X^T||_F`` per unit of ``||N||``, 0-d.
+
+        Args:
+            input_norm: ``||X||_F``, 0-d, without the constant input of a bias.
+        """
+        xp = namespace(input_norm)
+        inputs = xp.sqrt(input_norm**2 + self.space.samples)
+        return 4 * float(xp.finfo(inputs.dtype).eps) * self.space.features**0.5 * inputs
+
+    def _count(self, free: Array) -> Array:
+        """Number of free directions over the whole stack, 0-d, given which columns are free."""
+        xp, basis = namespace(self.space.basis), self.space.basis
+        outside = prod(basis.shape[:-2]) * (self.space.features - basis.shape[-1])
+        return xp.sum(xp.astype(free, xp.int64)) + outside
+
+
+@dataclass(frozen=True)
+class Filter(Spectral):
+    """A filter with fixed gains.
 
     Attributes:
         space: The row space it acts on.
         gain: What is kept of each coordinate, shape (..., k); None stands for 0 everywhere.
     """
 
-    space: RowSpace
     gain: Array | None
 
     def apply(self, d: Array) -> Array:
         """Return ``N`` for a direction, or any rows, ``d`` of shape (..., m, features)."""
-        xp = array_namespace(d)
+        if self.gain is not None:
+            return filtered(self.space, self.gain, d)
+        xp = namespace(d)
+        if self.space.complete:
+            return xp.zeros_like(d)
         basis = xp.astype(self.space.basis, d.dtype, copy=False)
         back = xp.matrix_transpose(basis)
-        if self.gain is None:
-            if self.space.complete:
-                return xp.zeros_like(d)
-            # Twice is enough: the second pass removes what rounding left in the row space.
-            d = d - (d @ basis) @ back
-            return d - (d @ basis) @ back
-        gain = xp.astype(self.gain, d.dtype, copy=False)[..., None, :]
-        if self.space.complete:
-            return ((d @ basis) * gain) @ back
-        return d - ((d @ basis) * (1 - gain)) @ back
+        # Twice is enough: a direction is scaled up to its radius, and with it what rounding left
+        # of it in the row space.
+        d = d - (d @ basis) @ back
+        return d - (d @ basis) @ back
 
-    def rank(self) -> Array:
-        """Return the number of constrained directions per matrix, shape (...)."""
-        xp = array_namespace(self.space.basis)
-        stack = self.space.basis.shape[:-2]
-        where = {"device": device(self.space.basis)}
-        if self.gain is None:
-            return xp.full(stack, self.space.basis.shape[-1], dtype=xp.int64, **where)
-        return xp.sum(xp.astype(self.gain < 0.5, xp.int64), axis=-1)
+    @cached_property
+    def free(self) -> Array:
+        """Number of free directions over the whole stack, 0-d."""
+        if self.gain is not None:
+            return self._count(self.gain >= 0.5)
+        basis = self.space.basis
+        none = namespace(basis).zeros((0,), dtype=basis.dtype, device=device(basis))
+        return self._count(none > 0)
 
-    def output_change(self, n: Array, input_norm: Array | None = None) -> Array:
-        """Return a bound on ``||N X^T||_F``, a 0-d array, before anything moves.
+    @property
+    def empty(self) -> Array:
+        """Whether no direction is free, 0-d bool."""
+        return self.free == 0
 
-        The filtered value ``sum_k energies_k ||N u_k||^2`` is exact where the energies are known;
-        rounding is covered by ``eps sqrt(d) ||N|| ||X||``.
 
-        Args:
-            n: The move, shape (..., out, features).
-            input_norm: ``||X||_F``, needed where the energies are not known.
-
-        Raises:
-            ValueError: If neither the energies nor ``input_norm`` are known.
-        """
-        xp = array_namespace(n)
-        energies = self.space.energies
-        if energies is None and input_norm is None:
-            msg = "without energies the bound needs input_norm"
-            raise ValueError(msg)
-        eps = float(xp.finfo(n.dtype).eps) * self.space.features**0.5
-        if energies is None:
-            return eps * norm(n) * input_norm
-        energies = xp.astype(xp.clip(energies, 0.0), n.dtype)
-        coordinates = n @ xp.astype(self.space.basis, n.dtype, copy=False)
-        exact = xp.sqrt(xp.sum(energies[..., None, :] * coordinates**2))
-        return exact + eps * norm(n) * xp.sqrt(xp.sum(energies))
+def filtered(space: RowSpace, gain: Array, d: Array) -> Array:
+    """Multiply the coordinates of ``d`` (..., m, features) in the basis by ``gain`` (..., k)."""
+    xp = namespace(d)
+    basis = xp.astype(space.basis, d.dtype, copy=False)
+    back = xp.matrix_transpose(basis)
+    gain = xp.astype(gain, d.dtype, copy=False)[..., None, :]
+    if space.complete:
+        return ((d @ basis) * gain) @ back
+    return d - ((d @ basis) * (1 - gain)) @ back
 
 
 def threshold_filter(space: RowSpace, tau: float) -> Filter:
@@ -102,7 +155,7 @@ def threshold_filter(space: RowSpace, tau: float) -> Filter:
             msg = f"threshold {tau} needs the spectrum of the inputs"
             raise ValueError(msg)
         return Filter(space, None)
-    xp = array_namespace(space.energies)
+    xp = namespace(space.energies)
     energies = xp.clip(space.energies, 0.0)
     rounding = space.features * float(xp.finfo(energies.dtype).eps)
     total = xp.sum(energies, axis=-1, keepdims=True)

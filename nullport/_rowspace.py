@@ -16,9 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from array_api_compat import array_namespace
-
-from nullport._arrays import Array, widen, with_column
+from nullport._arrays import Array, namespace, widen, with_column
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ def row_space(
     stream = (with_column(chunk, 1.0) if bias else chunk for chunk in map(widen, chunks))
     first = next(iter(stream))
     if samples <= first.shape[-1]:
-        xp = array_namespace(first)
+        xp = namespace(first)
         rows = [first, *stream]
         return _by_qr(xp.concat(rows, axis=-2) if len(rows) > 1 else first, spectrum=spectrum)
     return _by_gram(first, stream, samples)
@@ -75,7 +73,7 @@ def row_space(
 
 def _by_qr(x: Array, *, spectrum: bool) -> RowSpace:
     """Row space of ``x`` (..., n, d), ``n <= d``."""
-    xp = array_namespace(x)
+    xp = namespace(x)
     samples, features = x.shape[-2:]
     basis, r = xp.linalg.qr(xp.matrix_transpose(x), mode="reduced")
     energies = None
@@ -91,12 +89,12 @@ def _by_gram(first: Array, rest: Iterable[Array], samples: int) -> RowSpace:
     gram = gram_matrix(first)
     for chunk in rest:
         gram = gram + gram_matrix(chunk)
-    eigen = array_namespace(gram).linalg.eigh(gram)
+    eigen = namespace(gram).linalg.eigh(gram)
     return RowSpace(eigen.eigenvectors, eigen.eigenvalues, complete=True, samples=samples)
 
 
 def gram_matrix(x: Array) -> Array:
     """Return ``x^T x`` in float64, shape (..., d, d), for ``x`` (..., n, d)."""
-    xp = array_namespace(x)
+    xp = namespace(x)
     x = xp.astype(x, xp.float64, copy=False)
     return xp.matrix_transpose(x) @ x

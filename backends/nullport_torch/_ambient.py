@@ -12,11 +12,13 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 
-class BackwardCalled(RuntimeError):
+class BackwardCalled(RuntimeError):  # noqa: N818
     """The closure called ``backward``."""
 
     def __init__(self) -> None:
@@ -25,6 +27,15 @@ class BackwardCalled(RuntimeError):
             "the closure called backward(); it must only return the loss: nullport takes the "
             "gradient itself"
         )
+
+
+class NoBackward(TorchFunctionMode):
+    """Refuses ``Tensor.backward`` before it does anything."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.backward:
+            raise BackwardCalled
+        return func(*args, **(kwargs or {}))
 
 
 class Ambient:
@@ -45,24 +56,48 @@ class Ambient:
             if buffer is not None
         ]
         self._random = _random_states(self._devices)
+        self._first = True
         self._autocast = torch.is_autocast_enabled(self._device)
         self._autocast_dtype = torch.get_autocast_dtype(self._device)
         self._precision = torch.get_float32_matmul_precision()
 
     def rewind(self) -> None:
         """Set random states, buffers and training flags back to the snapshot."""
-        for restore in self._random:
-            restore()
+        for state in self._random:
+            state.restore()
+        self._rewind_model()
+
+    def _rewind_model(self) -> None:
         for module, name, buffer, copy in self._buffers:
             module._buffers[name] = buffer
             buffer.data.copy_(copy)  # not in place: a graph that saved the buffer stays valid
         for module, training in self._modules:
             module.training = training
 
+    def _rewind_used(self) -> None:
+        """Rewind what forward passes use: random states that the first one left alone stay."""
+        for state in self._random:
+            if self._first or state.used:
+                state.restore()
+        self._rewind_model()
+
+    def _note_used(self) -> None:
+        if self._first:
+            for state in self._random:
+                state.used = state.changed()
+            self._first = False
+
     @contextlib.contextmanager
-    def forward(self, *, grad: bool) -> Iterator[None]:
-        """Run the closure in: the user's own switches, the snapshot's random states and buffers."""
-        self.rewind()
+    def forward(self, *, grad: bool, everything: bool = False) -> Iterator[None]:
+        """Run the closure in: the user's own switches, the snapshot's random states and buffers.
+
+        ``everything`` rewinds also the random states that the captured batch leaves alone.
+        """
+        if everything:
+            self.rewind()
+        else:
+            self._rewind_used()
+        torch.clear_autocast_cache()  # casts of weights made before a move
         gradients = [p.grad for p in self._parameters]
         fast_path = torch.backends.mha.get_fastpath_enabled()
         precision = torch.get_float32_matmul_precision()
@@ -77,6 +112,8 @@ class Ambient:
                 _eager(),
             ):
                 yield
+            if not everything:
+                self._note_used()
             if any(p.grad is not None for p in self._parameters):
                 raise BackwardCalled
         finally:
@@ -86,33 +123,70 @@ class Ambient:
                 p.grad = gradient
 
     @contextlib.contextmanager
-    def exact(self) -> Iterator[None]:
-        """Run the core in: no autocast, no TF32, no graph; rewind at the end."""
+    def arithmetic(self) -> Iterator[None]:
+        """Compute with the full precision of the dtypes, and without a graph.
+
+        Autocast and TF32 would leave a part of every direction in the row space.
+        """
         precision = torch.get_float32_matmul_precision()
         try:
             torch.set_float32_matmul_precision("highest")
-            with torch.autocast(self._device, enabled=False), torch.no_grad():
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(torch.no_grad())
+                if torch.is_autocast_enabled(self._device):
+                    stack.enter_context(torch.autocast(self._device, enabled=False))
                 yield
         finally:
             torch.set_float32_matmul_precision(precision)
+
+    @contextlib.contextmanager
+    def exact(self) -> Iterator[None]:
+        """Run the core in, and rewind at the end."""
+        try:
+            with self.arithmetic():
+                yield
+        finally:
+            torch.clear_autocast_cache()
             self.rewind()
 
 
-def _random_states(devices: Sequence[int]) -> list[Callable[[], Any]]:
-    """Return functions that set every random state back to what it is now."""
-    states: list[Callable[[], Any]] = []
+class _RandomState:
+    """The state of one random number generator, and whether forward passes use it."""
 
-    def add(setter: Callable[..., Any], *state: Any) -> None:
-        states.append(lambda: setter(*state))
+    def __init__(self, get: Callable[[], Any], put: Callable[[Any], Any]) -> None:
+        self._get, self._put, self._saved = get, put, get()
+        self.used = True
 
-    add(torch.set_rng_state, torch.get_rng_state())
-    for index in devices:
-        add(torch.cuda.set_rng_state, torch.cuda.get_rng_state(index), index)
-    add(random.setstate, random.getstate())
-    if "numpy" in sys.modules:
-        numpy = sys.modules["numpy"]
-        add(numpy.random.set_state, numpy.random.get_state())
-    return states
+    def restore(self) -> None:
+        self._put(self._saved)
+
+    def changed(self) -> bool:
+        return not _same(self._get(), self._saved)
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, tuple):
+        return all(map(_same, a, b))
+    return bool(np.array_equal(a, b))
+
+
+def _random_states(devices: Sequence[int]) -> list[_RandomState]:
+    """Return every random state that a forward pass may use."""
+    states = [
+        _RandomState(torch.get_rng_state, torch.set_rng_state),
+        _RandomState(random.getstate, random.setstate),
+        _RandomState(np.random.get_state, np.random.set_state),
+    ]
+    return states + [_cuda_state(index) for index in devices]
+
+
+def _cuda_state(index: int) -> _RandomState:
+    return _RandomState(
+        lambda: torch.cuda.get_rng_state(index),
+        lambda state: torch.cuda.set_rng_state(state, index),
+    )
 
 
 def _eager() -> contextlib.AbstractContextManager[Any]:

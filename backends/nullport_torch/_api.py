@@ -18,6 +18,7 @@ def teleport(
     *,
     optimizer: Optimizer | None = None,
     guard: Closure | None = None,
+    others: Closure | None = None,
     config: TeleportConfig | None = None,
     engine: Engine | None = None,
 ) -> TeleportReport:
@@ -32,8 +33,11 @@ def teleport(
         closure: Runs the forward pass on a fixed batch and returns the loss, a scalar tensor. It
             calls no ``backward``, and gives the same loss when called again. With gradient
             accumulation it covers all micro-batches.
-        optimizer: The optimizer that trains the model.
-        guard: A closure over other samples; the move is undone if their loss rises.
+        optimizer: The optimizer that trains the model. Its own next step, run on a copy of it,
+            then has to behave at the moved weights.
+        guard: A closure over other samples, which have the last word: their loss must not rise,
+            or with an optimizer, must be lower after its next step than without the move.
+        others: A closure over yet other samples, for the objective ``"look_ahead"``.
         config: Settings; the defaults if None.
         engine: Tangent engine that remembers earlier teleports of the same model.
 
@@ -47,7 +51,7 @@ def teleport(
         RuntimeError: If the closure calls ``backward``. After any error, weights, buffers and
             random states are bit for bit as before.
     """
-    graph = TorchGraph(model, closure, guard)
+    graph = TorchGraph(model, closure, guard, others=others, optimizer=optimizer)
     with graph.exact():
         return core.teleport(graph, config, engine=engine)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -28,15 +29,19 @@ class Contraction:
     @property
     def roles(self) -> tuple[str, str, str, str] | None:
         """Letters of the stack, sample, output and input axes, or None if it is no linear map."""
-        x, w, y = set(self.x), set(self.w), set(self.y)
-        distinct = len(x) + len(w) + len(y) == len(self.x) + len(self.w) + len(self.y)
-        if not distinct or w - x - y or x - w - y or y - x - w:
-            return None
-        stack = "".join(a for a in self.w if a in x and a in y)
-        samples = "".join(a for a in self.y if a in x and a not in w)
-        out = "".join(a for a in self.w if a in y and a not in x)
-        inp = "".join(a for a in self.w if a in x and a not in y)
-        return (stack, samples, out, inp) if inp else None
+        return _roles(self.x, self.w, self.y)
+
+
+@cache
+def _roles(x: str, w: str, y: str) -> tuple[str, str, str, str] | None:
+    distinct = all(len(set(letters)) == len(letters) for letters in (x, w, y))
+    if not distinct or set(w) - {*x, *y} or set(x) - {*w, *y} or set(y) - {*x, *w}:
+        return None
+    stack = "".join(a for a in w if a in x and a in y)
+    samples = "".join(a for a in y if a in x and a not in w)
+    out = "".join(a for a in w if a in y and a not in x)
+    inp = "".join(a for a in w if a in x and a not in y)
+    return (stack, samples, out, inp) if inp else None
 
 
 @dataclass(frozen=True)
@@ -72,9 +77,8 @@ def _product(kind: str, a: Tensor, b: Tensor, bias: Tensor | None = None) -> lis
     columns = "" if b.ndim == 1 else "n"
     lead_a, lead_b = a.shape[:-2], b.shape[:-2]
     letters = "abcdefgh"[: max(len(lead_a), len(lead_b))]
-    free = "ABCDEFGH"
-    names_a = _lead(lead_a, lead_b, letters, free)
-    names_b = _lead(lead_b, lead_a, letters, free)
+    names_a = _lead(lead_a, lead_b, letters)
+    names_b = _lead(lead_b, lead_a, letters)
     if names_a is None or names_b is None:
         return []
     how = (f"{names_a}{rows}k", f"{names_b}k{columns}", f"{letters}{rows}{columns}")
@@ -84,7 +88,7 @@ def _product(kind: str, a: Tensor, b: Tensor, bias: Tensor | None = None) -> lis
     ]
 
 
-def _lead(mine: Sequence[int], other: Sequence[int], letters: str, free: str) -> str | None:
+def _lead(mine: Sequence[int], other: Sequence[int], letters: str) -> str | None:
     """Letters of one operand's leading axes; None where it is stretched from size 1."""
     names = letters[len(letters) - len(mine) :]
     for i in range(1, min(len(mine), len(other)) + 1):
@@ -104,14 +108,14 @@ def _matmul(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Call]:
 
 
 def _addmm(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Call]:
-    c, a, b = args[:3]
+    c, a, b = (_get(args, kwargs, i, n, None) for i, n in enumerate(("input", "mat1", "mat2")))
     if kwargs.get("alpha", 1) != 1 or len(args) > 3:
         return []
     bias = c if kwargs.get("beta", 1) == 1 and c.ndim == 1 and c.shape[0] == b.shape[-1] else None
     return _product("addmm", a, b, bias)
 
 
-def _einsum(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Call]:
+def _einsum(args: Sequence[Any], _: Mapping[str, Any]) -> list[Call]:
     equation, operands = args[0], args[1:]
     if len(operands) == 1 and isinstance(operands[0], list | tuple):
         operands = tuple(operands[0])
@@ -147,7 +151,7 @@ def _expand(equation: str, ndim_a: int, ndim_b: int) -> tuple[str, str, str] | N
 
 
 def _conv(dims: int, *, transposed: bool) -> Parser:
-    names = ("stride", "padding", "dilation", "groups")
+    names: tuple[str, ...] = ("stride", "padding", "dilation", "groups")
     if transposed:
         names = ("stride", "padding", "output_padding", "groups", "dilation")
     kind = f"conv_transpose{dims}d" if transposed else f"conv{dims}d"

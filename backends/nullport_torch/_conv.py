@@ -123,6 +123,18 @@ class ConvSite:
         gradient = _kernel_gradient(g, inputs, delta)
         return _as_matrices(g, gradient)
 
+    def bias_gradient(self) -> Tensor:
+        """Return the sum of the cotangent over samples and positions, (out) or (groups, out).
+
+        Raises:
+            ValueError: If the site has no cotangent.
+        """
+        if self.cotangent is None:
+            msg = "this site has no cotangent: the loss does not depend on it"
+            raise ValueError(msg)
+        total = self.cotangent.transpose(0, 1).flatten(1).sum(1)
+        return total.unflatten(0, (self.geometry.groups, -1)) if self.geometry.groups > 1 else total
+
     def rows(self) -> Iterator[Tensor]:
         """Yield patches, each chunk of shape (n, in) or (groups, n, in)."""
         features = self.inputs.shape[1] * torch.Size(self.geometry.kernel).numel()
@@ -162,7 +174,7 @@ def _as_matrices(g: Geometry, gradient: Tensor) -> Tensor:
     split = gradient.unflatten(0, (g.groups, -1))
     if g.transposed:
         split = split.transpose(1, 2)
-    matrices = split.flatten(2)
+    matrices: Tensor = split.flatten(2)
     return matrices if g.groups > 1 else matrices[0]
 
 
@@ -197,7 +209,8 @@ def _spread(g: Geometry, x: Tensor) -> Tensor:
     """Insert the zeros of a transposed convolution, so that patches have stride 1."""
     space = [(n - 1) * s + 1 for n, s in zip(x.shape[2:], g.stride, strict=True)]
     wide = x.new_zeros((*x.shape[:2], *space))
-    wide[(..., *(slice(None, None, s) for s in g.stride))] = x
+    inside: Any = (..., *(slice(None, None, s) for s in g.stride))
+    wide[inside] = x
     pads = [
         (d * (k - 1) - left, d * (k - 1) - right + extra)
         for d, k, (left, right), extra in zip(

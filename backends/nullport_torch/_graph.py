@@ -4,41 +4,73 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.optim import Optimizer
 
 from nullport._graph import DenseSite, Linearization, Move, Parameter, Site, TangentUnavailable, Use
 from nullport._layout import Layout
-from nullport_torch._ambient import Ambient, dense
+from nullport_torch._ambient import Ambient, NoBackward, dense
 from nullport_torch._conv import ConvSite, Geometry
-from nullport_torch._recorder import Receive, Recorder, Seen, as_rows
+from nullport_torch._optimizer import step_of_copy
+from nullport_torch._recorder import Receive, Recorder, Replacement, Seen, as_rows
+
+T = TypeVar("T")
 
 Closure = Callable[[], Tensor]
 """Runs the forward pass and returns the loss; calls no backward."""
 
 
+class ClosureChanged(ValueError):  # noqa: N818
+    """The closure is not a function of the weights alone."""
+
+    def __init__(self, how: str) -> None:
+        """Say what differed and what to do."""
+        super().__init__(
+            f"the closure gave another pass when called again: {how}; it must be a function of "
+            f"the weights alone, so fetch the batch outside of it"
+        )
+
+
+class PassChanged(ClosureChanged, TangentUnavailable):
+    """A forward pass at slightly moved weights went another way, such as other experts."""
+
+
 class TorchGraph:
     """The network that ``closure`` evaluates, with the parameters of ``model``."""
 
-    def __init__(self, model: nn.Module, closure: Closure, guard: Closure | None = None) -> None:
-        """Wrap a model and the closures over it."""
+    def __init__(
+        self,
+        model: nn.Module,
+        closure: Closure,
+        guard: Closure | None = None,
+        *,
+        others: Closure | None = None,
+        optimizer: Optimizer | None = None,
+    ) -> None:
+        """Wrap a model, the closures over it, and the optimizer that trains it."""
         if torch.is_inference_mode_enabled():
             msg = "teleports need gradients: call them outside torch.inference_mode()"
             raise RuntimeError(msg)
         model = _unwrap(model)
-        self._closure, self._guard = closure, guard
+        self._closure, self._guard, self._others = closure, guard, others
+        self._optimizer = optimizer
         self._ambient = Ambient(model)
         named = list(model.named_parameters())
         self._tensors: list[Tensor] = [p for _, p in named]
-        self.parameters = [_describe(name, p) for name, p in named]
+        shared = _sharing_memory(self._tensors)
+        self.parameters = [_describe(name, p, id(p) in shared) for name, p in named]
         self._live = [i for i, p in enumerate(self.parameters) if p.movable]
         self._backup: dict[int, Tensor] = {}
         self._inputs: list[Tensor] = []
         self._retained: tuple[Tensor, list[Seen], list[Use]] | None = None
         self._unseen: list[int] = []
+        self._copies: dict[object, Tensor] = {}
+        self._takes_gradients = False
         if not self._live:
             reasons = sorted({p.reason for p in self.parameters}) or ["it has no parameters"]
             msg = f"the model has no trainable parameter: {'; '.join(reasons)}"
@@ -71,8 +103,8 @@ class TorchGraph:
     def _backward(
         self, loss: Tensor, seen: list[Seen], uses: list[Use], *, again: bool, reused: bool
     ) -> Linearization:
-        edges = [s.edge for s in seen if s.edge is not None]
-        live = [self._tensors[i] for i in self._live]
+        edges: list[Any] = [s.edge for s in seen if s.edge is not None]
+        live: list[Any] = [self._tensors[i] for i in self._live]
         with torch.enable_grad():
             flat = torch.autograd.grad(loss, [*live, *edges], allow_unused=True, retain_graph=again)
         gradients: list[Tensor | None] = [None] * len(self._tensors)
@@ -80,7 +112,14 @@ class TorchGraph:
             gradients[i] = gradient
         cotangents = iter(flat[len(live) :])
         sites = [_site(s, next(cotangents) if s.edge is not None else None) for s in seen]
-        self._retained = (loss, seen, uses) if again else None
+        if not any(gradient is not None for gradient in gradients):
+            msg = (
+                "no trainable parameter of the model takes part in the loss (activation "
+                "checkpointing has to be used with use_reentrant=False)"
+            )
+            raise ValueError(msg)
+        keep = again and all(s.replayable for s in seen)
+        self._retained = (loss, seen, uses) if keep else None
         used = {use.parameter for use in uses}
         self._unseen = [i for i in self._live if gradients[i] is not None and i not in used]
         return Linearization(loss.detach(), gradients, sites, uses, reused)
@@ -89,12 +128,22 @@ class TorchGraph:
         """Run the forward pass at ``w + step v``."""
         scale = float(step)
 
-        def moved(index: int, p: Tensor) -> Tensor:
+        def moved(index: int, p: Tensor, slot: int | None) -> Tensor:
             tangent = v[index]
-            return p.detach() if tangent is None else torch.add(p.detach(), tangent, alpha=scale)
+            if tangent is None:
+                return p.detach()
+            out = None if slot is None else self._scratch(slot, p)
+            return torch.add(p.detach(), tangent, alpha=scale, out=out)
 
-        with self._shifted(v, scale):
-            self._watch(moved, receive)
+        with self._shifted(v, scale, self._unseen):
+            self._watch(moved, lambda index, inputs: receive(index, inputs.detach()))
+
+    def _scratch(self, slot: int, p: Tensor) -> Tensor:
+        """Return memory for a moved copy of ``p``: fresh pages cost as much as a product."""
+        key = (slot, p.shape, p.stride(), p.dtype, p.device)
+        if key not in self._copies:
+            self._copies[key] = torch.empty_like(p)
+        return self._copies[key]
 
     def jvp(self, v: Sequence[Tensor | None], receive: Receive) -> None:
         """Run the forward pass on dual numbers."""
@@ -102,16 +151,17 @@ class TorchGraph:
             msg = f"{self.parameters[self._unseen[0]].name} is used where it is not visible"
             raise TangentUnavailable(msg)
 
-        def dual(index: int, p: Tensor) -> Tensor:
+        def dual(index: int, p: Tensor, _: int | None) -> Tensor:
             tangent = v[index]
             if tangent is None:
                 return p.detach()
-            return forward_ad.make_dual(p.detach(), dense(tangent, p).to(p.dtype))
+            stand_in: Tensor = forward_ad.make_dual(p.detach(), dense(tangent, p).to(p.dtype))
+            return stand_in
 
         def unpack(index: int, inputs: Tensor) -> None:
             tangent = forward_ad.unpack_dual(inputs).tangent
             if tangent is not None:
-                receive(index, tangent)
+                receive(index, tangent.detach())
 
         try:
             with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
@@ -121,36 +171,49 @@ class TorchGraph:
 
     def _watch(
         self,
-        replace: Callable[[int, Tensor], Tensor],
+        replace: Replacement,
         receive: Receive,
-        primal: Callable[[Tensor], Tensor] = lambda x: x,
+        primal: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         """Replay the closure, checking that it is the pass that was recorded."""
+        # Moved weights may route samples elsewhere; at the same weights the pass must be the same.
+        later = ClosureChanged if primal is not None else PassChanged
 
         def checked(index: int, inputs: Tensor) -> None:
             base = self._inputs[index] if index < len(self._inputs) else None
             if base is None or base.shape != inputs.shape:
                 expected = "nothing" if base is None else f"shape {tuple(base.shape)}"
-                raise _changed(
-                    f"linear map {index} got shape {tuple(inputs.shape)}, before {expected}"
-                )
+                how = f"linear map {index} got shape {tuple(inputs.shape)}, before {expected}"
+                raise later(how) if index else ClosureChanged(how)
             if index == 0:
-                distance = torch.linalg.vector_norm((primal(inputs) - base).float())
+                now = inputs if primal is None else primal(inputs)
+                distance = torch.linalg.vector_norm((now - base).float())
                 if distance > 0.2 * torch.linalg.vector_norm(base.float()):
-                    raise _changed("the inputs of its first linear map differ")
-            receive(index, inputs)
+                    how = "the inputs of its first linear map differ"
+                    raise ClosureChanged(how)
+            if inputs.data_ptr() != base.data_ptr():  # the same data has no tangent
+                with self._ambient.arithmetic():
+                    receive(index, inputs)
 
         tracked = [(i, self._tensors[i]) for i in self._live]
-        recorder = Recorder(tracked, replace, checked)
-        with self._ambient.forward(grad=False), recorder:
-            self._closure()
+
+        def run(*, grad: bool) -> Recorder:
+            recorder = Recorder(tracked, replace, checked)
+            with self._ambient.forward(grad=grad), recorder:
+                self._closure()
+            return recorder
+
+        recorder = self._without_graph(run)
         if recorder.sites != len(self._inputs):
-            raise _changed(f"{recorder.sites} linear maps, before {len(self._inputs)}")
+            how = f"{recorder.sites} linear maps, before {len(self._inputs)}"
+            raise later(how)
 
     @contextlib.contextmanager
-    def _shifted(self, v: Sequence[Tensor | None], scale: float) -> Iterator[None]:
-        """Move in place, for the time of a pass, the parameters whose use is not visible."""
-        saved = {i: self._tensors[i].detach().clone() for i in self._unseen if v[i] is not None}
+    def _shifted(
+        self, v: Sequence[Tensor | None], scale: float, indices: Sequence[int]
+    ) -> Iterator[None]:
+        """Move the given parameters in place by ``scale v``, for the time of a pass."""
+        saved = {i: self._tensors[i].detach().clone() for i in indices if v[i] is not None}
         try:
             for i in saved:
                 self._tensors[i].data.add_(v[i], alpha=scale)  # type: ignore[arg-type]
@@ -159,17 +222,70 @@ class TorchGraph:
             for i, copy in saved.items():
                 self._tensors[i].data.copy_(copy)
 
-    def loss(self) -> Tensor:
-        """Return the loss at the current weights."""
-        return self._evaluate(self._closure)
+    def loss(self, shift: Sequence[Tensor | None] | None = None) -> Tensor:
+        """Return the loss at ``w - shift``."""
+        return self._evaluate(self._closure, shift)
 
-    def guard(self) -> Tensor | None:
-        """Return the loss of the guard batch, or None without one."""
-        return None if self._guard is None else self._evaluate(self._guard)
+    def guard(self, shift: Sequence[Tensor | None] | None = None) -> Tensor | None:
+        """Return the loss of the guard batch at ``w - shift``, or None without one."""
+        return None if self._guard is None else self._evaluate(self._guard, shift)
 
-    def _evaluate(self, closure: Closure) -> Tensor:
-        with self._ambient.forward(grad=False):
-            return _scalar(closure()).detach()
+    def _evaluate(self, closure: Closure, shift: Sequence[Tensor | None] | None) -> Tensor:
+        shift = [None] * len(self._tensors) if shift is None else shift
+
+        def run(*, grad: bool) -> Tensor:
+            everything = closure is not self._closure
+            with self._ambient.forward(grad=grad, everything=everything), NoBackward():
+                return _scalar(closure()).detach()
+
+        with self._shifted(shift, -1.0, self._live):
+            return self._without_graph(run)
+
+    def _without_graph(self, run: Callable[..., T]) -> T:
+        """Run a pass without gradients, unless the closure itself takes some (a penalty)."""
+        if not self._takes_gradients:
+            try:
+                return run(grad=False)
+            except RuntimeError as error:
+                if "does not require grad" not in str(error):
+                    raise
+                self._takes_gradients = True
+        return run(grad=True)
+
+    @property
+    def has_optimizer(self) -> bool:
+        """Whether the user's optimizer is known."""
+        return self._optimizer is not None
+
+    @property
+    def has_others(self) -> bool:
+        """Whether other samples are known."""
+        return self._others is not None
+
+    def optimizer_step(self, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Return what the optimizer would subtract, by running a copy of it."""
+        if self._optimizer is None:
+            msg = "this objective reads the optimizer's step: pass optimizer="
+            raise ValueError(msg)
+        by_id = {id(p): g for p, g in zip(self._tensors, gradients, strict=True)}
+        moved = step_of_copy(self._optimizer, by_id)
+        return [moved.get(id(p)) for p in self._tensors]
+
+    def elsewhere(self, shift: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Return the gradient of the other samples' loss at ``w - shift``."""
+        if self._others is None:
+            msg = "this objective needs a batch of other samples: pass others="
+            raise ValueError(msg)
+        live = [self._tensors[i] for i in self._live]
+        with self._shifted(shift, -1.0, self._live):
+            with self._ambient.forward(grad=True, everything=True), NoBackward():
+                loss = _checked(self._others())
+            with torch.enable_grad():
+                flat = torch.autograd.grad(loss, live, allow_unused=True)
+        gradients: list[Tensor | None] = [None] * len(self._tensors)
+        for i, gradient in zip(self._live, flat, strict=True):
+            gradients[i] = gradient
+        return gradients
 
     def move(self, moves: Sequence[Move]) -> None:
         """Add each delta to its parameter, keeping a copy of it."""
@@ -178,11 +294,7 @@ class TorchGraph:
             if move.parameter not in self._backup:
                 self._backup[move.parameter] = p.detach().clone()
             # Through .data, so that the retained graph sees the new weights and stays valid.
-            target = _strided(p.data, move.layout)
-            delta = move.delta.reshape(target.shape)
-            target.copy_(target.to(delta.dtype) + delta) if p.dtype != delta.dtype else target.add_(
-                delta
-            )
+            _add(p.data, move)
 
     def restore(self) -> None:
         """Undo every move, bit for bit."""
@@ -211,14 +323,24 @@ def _unwrap(model: nn.Module) -> nn.Module:
     return _unwrap(inner) if isinstance(inner, nn.Module) else model
 
 
-def _changed(how: str) -> ValueError:
-    return ValueError(
-        f"the closure gave another pass when called again ({how}); it must be a function of the "
-        f"weights alone: fetch the batch outside of it"
-    )
+def _sharing_memory(parameters: Sequence[Tensor]) -> set[int]:
+    """Return the ``id`` of every parameter whose memory overlaps another's."""
+    shared: set[int] = set()
+    end, last = 0, None
+    for p in sorted((p for p in parameters if _has_memory(p)), key=lambda p: p.data_ptr()):
+        if last is not None and p.data_ptr() < end:
+            shared |= {id(p), id(last)}
+        span = sum((n - 1) * s for n, s in zip(p.shape, p.stride(), strict=True)) + 1
+        if p.data_ptr() + span * p.element_size() > end:
+            end, last = p.data_ptr() + span * p.element_size(), p
+    return shared
 
 
-def _describe(name: str, p: Tensor) -> Parameter:
+def _has_memory(p: Tensor) -> bool:
+    return not isinstance(p, nn.parameter.UninitializedParameter) and p.numel() > 0
+
+
+def _describe(name: str, p: Tensor, shared: bool) -> Parameter:
     """Name a parameter as the unwrapped model does, and say whether it can move."""
     name = name.replace("_orig_mod.", "")
     if isinstance(p, nn.parameter.UninitializedParameter):
@@ -228,6 +350,8 @@ def _describe(name: str, p: Tensor) -> Parameter:
         return Parameter(name, False, f"its dtype is {p.dtype}, not a real floating one")
     if not p.requires_grad:
         return Parameter(name, False, "frozen (requires_grad is False)")
+    if shared:
+        return Parameter(name, False, "shares its memory with another parameter")
     if not p.is_leaf:
         return Parameter(name, False, "not a leaf of the autograd graph")
     return Parameter(name)
@@ -254,14 +378,11 @@ def _checked(value: object) -> Tensor:
 
     Raises:
         TypeError: If it is no tensor.
-        ValueError: If it is no finite scalar that depends on the parameters.
+        ValueError: If it is no scalar that depends on the parameters.
     """
     loss = _scalar(value)
     if not loss.requires_grad:
         msg = "the closure returned a loss that depends on no trainable parameter"
-        raise ValueError(msg)
-    if not torch.isfinite(loss):
-        msg = f"the closure returned loss {loss.item()}; a teleport needs a finite loss"
         raise ValueError(msg)
     return loss
 
@@ -285,6 +406,23 @@ def _site(seen: Seen, gradient: Tensor | None) -> Site:
 def _strided(tensor: Tensor, layout: Layout) -> Tensor:
     sizes, strides = zip(*layout.axes, strict=True) if layout.axes else ((), ())
     return tensor.as_strided(sizes, strides, tensor.storage_offset() + layout.offset)
+
+
+def _add(data: Tensor, move: Move) -> None:
+    """Add a change in place; one in factors without forming it, where the layout allows."""
+    left, right = move.left, move.right
+    _, stack, out, inp = move.layout.canonical
+    plain = not stack and len(out) == len(inp) == 1
+    if plain and left is not None and left.ndim == 2 and left.dtype == data.dtype:
+        axes = Layout(move.layout.offset, (), out, inp)
+        _strided(data, axes).addmm_(left.mT, right)
+        return
+    target = _strided(data, move.layout)
+    delta = (right if left is None else left.mT @ right).reshape(target.shape)
+    if data.dtype == delta.dtype:
+        target.add_(delta)
+    else:
+        target.copy_(target.to(delta.dtype) + delta)
 
 
 def _matrix_shape(layout: Layout) -> tuple[int, ...]:

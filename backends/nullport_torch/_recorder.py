@@ -36,6 +36,21 @@ _COPIES = {
 }
 """Functions whose result has the elements of the parameter in the same order."""
 
+_DIRECT = {F.linear, torch.conv1d, torch.conv2d, torch.conv3d}
+"""Functions whose result holds on to no argument, called with parameters as they are."""
+
+_METADATA = {
+    "size", "dim", "ndimension", "stride", "numel", "nelement", "storage_offset", "data_ptr",
+    "element_size", "get_device", "type", "is_contiguous", "is_floating_point", "is_complex",
+    "is_signed", "is_pinned", "is_inference", "is_conj", "is_neg", "is_same_size", "len", "hash",
+    "dim_order", "register_hook", "retain_grad", "is_tensor", "can_cast",
+}  # fmt: skip
+"""Functions that return no tensor and tell nothing of the elements."""
+
+_WRITERS = {"__setitem__"} | {
+    f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul")
+}
+
 _GLOBALS = dict(vars(F)) | {
     name: (lambda *_: False) for name in vars(F) if name.startswith("has_torch_function")
 }
@@ -71,6 +86,7 @@ class Seen:
     edge: GradientEdge | None
     output_norm: Tensor
     output_shape: torch.Size
+    replayable: bool
 
 
 @dataclass
@@ -83,7 +99,8 @@ class _Origin:
 
 
 Receive = Callable[[int, Tensor], None]
-Replacement = Callable[[int, Tensor], Tensor]
+Replacement = Callable[[int, Tensor, "int | None"], Tensor]
+"""Index, parameter, and the argument slot if nothing but the call at hand will hold the result."""
 
 
 class Recorder(TorchFunctionMode):
@@ -116,7 +133,7 @@ class Recorder(TorchFunctionMode):
         self._origins: dict[int, _Origin] = {}
         self._recent: dict[int, Tensor] = {}
         for index, p in tracked:
-            self._track(p, index, p.storage_offset())
+            self._track(p, index, _offset(p))
 
     def _track(self, tensor: Tensor, parameter: int, offset: int) -> None:
         self._origins[id(tensor)] = _Origin(weakref.ref(tensor), parameter, offset)
@@ -130,7 +147,9 @@ class Recorder(TorchFunctionMode):
             return found
         base = value._base if value._is_view() else None
         found = None if base is None else self._origins.get(id(base))
-        return found if found is not None and found.ref() is base else None
+        if found is None or base is None or found.ref() is not base:
+            return None
+        return found if value.dtype == base.dtype else None  # a view may read the bits otherwise
 
     def __torch_function__(
         self,
@@ -142,14 +161,15 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is Tensor.backward:
             raise BackwardCalled
-        touched = [a for a in _tensors((args, kwargs)) if self.origin(a) is not None]
-        if not touched:
+        if not any(self.origin(a) is not None for a in _tensors((args, kwargs))):
             return self._untouched(func, args, kwargs)
         if self._replace is not None:
             if getattr(func, "__name__", "") == "__get__" and not isinstance(
                 func(*args, **kwargs), Tensor
             ):
                 return func(*args, **kwargs)
+            if func in _DIRECT:
+                args = [self._direct(a, slot) for slot, a in enumerate(args)]
             args, kwargs = self._replaced(args), self._replaced(kwargs)
         parser = PARSERS.get(func)
         call = None if parser is None else self._linear(parser(args, kwargs))
@@ -174,6 +194,8 @@ class Recorder(TorchFunctionMode):
         for call in readings:
             if self.origin(call.w) is None or self.origin(call.x) is not None:
                 continue
+            if not (_plain(call.x) and _plain(call.w)):
+                continue
             if any(s == 0 and n > 1 for s, n in zip(call.w.stride(), call.w.shape, strict=True)):
                 continue  # an expanded weight: its elements are not independent
             if isinstance(call.how, Geometry) or call.how.roles is not None:
@@ -189,13 +211,15 @@ class Recorder(TorchFunctionMode):
             return
         edge = get_gradient_edge(out) if out.requires_grad else None
         size = torch.linalg.vector_norm(out.detach())
-        self.seen.append(Seen(call, inputs.detach(), edge, size, out.shape))
+        # A cast of the weight is kept by the autograd graph, which then misses a move.
+        same = out.dtype == call.w.dtype and not self._copies
+        self.seen.append(Seen(call, inputs.detach(), edge, size, out.shape, same))
         weight, bias = self.origin(call.w), self.origin(call.b)
         if weight is not None:
-            layout = _weight_layout(call, call.w.storage_offset() - weight.offset)
+            layout = _weight_layout(call, _offset(call.w) - weight.offset)
             self.uses.append(Use(weight.parameter, index, "weight", layout))
         if bias is not None and call.b is not None:
-            layout = _bias_layout(call, call.b, call.b.storage_offset() - bias.offset)
+            layout = _bias_layout(call, call.b, _offset(call.b) - bias.offset)
             self.uses.append(Use(bias.parameter, index, "bias", layout))
         for value in _tensors((args, kwargs)):
             if value is not call.w and value is not call.b:
@@ -204,23 +228,26 @@ class Recorder(TorchFunctionMode):
     def _other(self, func: Any, out: Any, args: Any, kwargs: Any) -> None:
         """Record a use that is no linear map, unless it only changes the layout."""
         outputs = list(_tensors(out))
-        if not outputs:
+        name = _name(func)
+        if not outputs and (name in _METADATA or getattr(func, "__name__", "") == "__get__"):
             return
+        written = _in_place(func) or kwargs.get("out") is not None
         for value in _tensors((args, kwargs)):
             origin = self.origin(value)
-            if origin is None or all(self._same_elements(func, value, o) for o in outputs):
+            if origin is None:
                 continue
-            self._other_use(value, _name(func))
+            if torch._C._functorch.is_functorch_wrapped_tensor(outputs[0] if outputs else value):
+                name += " under vmap or torch.func"
+            if written or not outputs or not all(self._same(func, value, o) for o in outputs):
+                self._other_use(value, name)
 
-    def _same_elements(self, func: Any, value: Tensor, out: Tensor) -> bool:
+    def _same(self, func: Any, value: Tensor, out: Tensor) -> bool:
         """Tell whether ``out`` is a view or an ordered copy of ``value``; track copies."""
-        if _in_place(func):
-            return False
         if out is value or (out._is_view() and self.origin(out) is not None):
             return True
         origin = self.origin(value)
         if func in _COPIES and origin is not None and out.stride() == value.stride():
-            self._track(out, origin.parameter, origin.offset - value.storage_offset())
+            self._track(out, origin.parameter, origin.offset - _offset(value))
             self._copies.append(out)  # kept alive, so that its id is not used again
             return True
         return False
@@ -229,6 +256,24 @@ class Recorder(TorchFunctionMode):
         origin = self.origin(value)
         if origin is not None and self._receive is None:
             self.uses.append(Use(origin.parameter, reason=reason))
+
+    def _direct(self, value: Any, slot: int) -> Any:
+        """Replace a parameter that is itself an argument of a linear map, in that map's slot."""
+        origin = self.origin(value)
+        if (
+            origin is None
+            or self._replace is None
+            or value is not self._parameters[origin.parameter]
+        ):
+            return value
+        stand_in = self._replace(origin.parameter, value, slot)
+        self._follow(stand_in, origin.parameter)
+        return stand_in
+
+    def _follow(self, stand_in: Tensor, parameter: int) -> None:
+        base = stand_in if stand_in._base is None else stand_in._base
+        self._track(stand_in, parameter, _offset(stand_in))
+        self._track(base, parameter, _offset(base))
 
     def _replaced(self, value: Any) -> Any:
         """Return ``value`` with every parameter in it replaced."""
@@ -254,10 +299,8 @@ class Recorder(TorchFunctionMode):
             return value  # it already descends from a replacement
         stand_in = self._recent.get(origin.parameter)
         if stand_in is None:
-            stand_in = self._replace(origin.parameter, original)
-            base = stand_in if stand_in._base is None else stand_in._base
-            self._track(stand_in, origin.parameter, stand_in.storage_offset())
-            self._track(base, origin.parameter, base.storage_offset())
+            stand_in = self._replace(origin.parameter, original, None)
+            self._follow(stand_in, origin.parameter)
             while len(self._recent) >= 2:  # a weight and its bias; more would hold memory
                 self._recent.pop(next(iter(self._recent)))
             self._recent[origin.parameter] = stand_in
@@ -267,9 +310,19 @@ class Recorder(TorchFunctionMode):
         return stand_in.as_strided(value.shape, value.stride(), stand_in.storage_offset() + shift)
 
 
+def _plain(tensor: Tensor) -> bool:
+    """Tell whether a tensor is a real, dense one, and no stand-in inside ``torch.func``."""
+    wrapped: bool = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return tensor.layout == torch.strided and tensor.dtype.is_floating_point and not wrapped
+
+
+def _offset(tensor: Tensor) -> int:
+    return int(tensor.storage_offset())
+
+
 def _in_place(func: Any) -> bool:
     name = getattr(func, "__name__", "")
-    return name.endswith("_") and not name.endswith("__")
+    return name in _WRITERS or (name.endswith("_") and not name.endswith("__"))
 
 
 def _composite(func: Any) -> bool:

@@ -1,0 +1,1 @@
+"""Benchmarks of nullport, for airspeed velocity."""

@@ -1,0 +1,108 @@
+"""The training loop's body for torch: what ``nullport compare`` drives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
+
+from nullport import TeleportReport
+from nullport.compare import Settings, Task
+from nullport.compare.task import Array, Batch
+from nullport_torch._models import build
+from nullport_torch._teleporter import Teleporter
+
+OPTIMIZERS: dict[str, Callable[[nn.Module, float], Optimizer]] = {
+    "sgd": lambda model, lr: SGD(model.parameters(), lr),
+    "momentum": lambda model, lr: SGD(model.parameters(), lr, momentum=0.9),
+    "adagrad": lambda model, lr: Adagrad(model.parameters(), lr),
+    "adam": lambda model, lr: Adam(model.parameters(), lr),
+    "adamw": lambda model, lr: AdamW(model.parameters(), lr),
+}
+
+CHUNK = 500
+"""Samples in one forward pass of an evaluation."""
+
+
+class TorchTrainer:
+    """A torch network with its optimizer and teleporter; see ``nullport.compare.Trainer``."""
+
+    def __init__(self, task: Task, settings: Settings, seed: int) -> None:
+        """Make the network; the global random state is left as it was.
+
+        Args:
+            task: The data it will see.
+            settings: Settings of the comparison.
+            seed: Seed of the initialisation.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = build(task, settings)
+        self._task, self._device = task, settings.device
+        self._reads_others = settings.teleport.objective == "look_ahead"
+        self.model = model.to(settings.device)
+        self._optimizer = OPTIMIZERS[settings.optimizer](self.model, settings.lr)
+        self._teleporter = Teleporter(
+            self.model, self._optimizer, every=settings.every, config=settings.teleport
+        )
+
+    def set_lr(self, lr: float) -> None:
+        """Set the learning rate."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+
+    def teleport(
+        self, batch: Batch, guard: Batch | None, others: Batch | None
+    ) -> tuple[TeleportReport | None, float]:
+        """Teleport if one is due; return the report, if any, and the compute used."""
+        if others is None and self._reads_others:
+            return None, 0.0
+        closure = self._closure(batch)
+        given = [None if given is None else self._closure(given) for given in (guard, others)]
+        try:
+            report = self._teleporter.maybe_step(closure, *given)
+        except ValueError:
+            with torch.no_grad():
+                if math.isfinite(float(closure())):
+                    raise
+            return None, 0.0  # diverged, which is the step's to say
+        return report, 0.0 if report is None else report.cost
+
+    def step(self, batch: Batch) -> float:
+        """Make a training step and return the loss before it."""
+        self._optimizer.zero_grad()
+        loss = self._closure(batch)()
+        loss.backward()
+        self._optimizer.step()
+        return float(loss.detach())
+
+    @torch.no_grad()
+    def evaluate(self, inputs: Array, targets: Array) -> tuple[float, float | None]:
+        """Return the mean loss, and the accuracy unless the task is a regression."""
+        total, right = 0.0, 0
+        for start in range(0, len(inputs), CHUNK):
+            x, y = self._tensors((inputs[start : start + CHUNK], targets[start : start + CHUNK]))
+            outputs = self.model(x)
+            total += float(self._loss(outputs, y)) * len(x)
+            if self._task.kind != "regression":
+                right += int((outputs.argmax(-1) == y).sum())
+        accuracy = None if self._task.kind == "regression" else right / targets.size
+        return total / len(inputs), accuracy
+
+    def _closure(self, batch: Batch) -> Callable[[], Tensor]:
+        x, y = self._tensors(batch)
+        return lambda: self._loss(self.model(x), y)
+
+    def _tensors(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        x, y = (torch.from_numpy(np.ascontiguousarray(a)).to(self._device) for a in batch)
+        return x, y
+
+    def _loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if self._task.kind == "regression":
+            return F.mse_loss(outputs, targets)
+        return F.cross_entropy(outputs.flatten(0, -2), targets.flatten())

@@ -1,0 +1,126 @@
+"""What is compared: one frozen record, checked when it is made, that pickles."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from nullport._config import TeleportConfig
+
+ModelName = Literal["mlp", "cnn", "transformer"]
+OptimizerName = Literal["sgd", "momentum", "adagrad", "adam", "adamw"]
+ScheduleName = Literal["constant", "cosine"]
+InitName = Literal["default", "he"]
+ActivationName = Literal["relu", "gelu"]
+
+LEARNING_RATES: dict[str, float] = {
+    "sgd": 0.1,
+    "momentum": 0.03,
+    "adagrad": 0.01,
+    "adam": 0.001,
+    "adamw": 0.001,
+}
+"""Learning rate of each optimizer where none is given."""
+
+SIZES: dict[str, dict[str, int]] = {
+    "mlp": {"width": 256, "depth": 3},
+    "cnn": {"width": 16, "depth": 2},
+    "transformer": {"width": 64, "depth": 2},
+}
+"""Size of each model where none is given."""
+
+_CHOICES: dict[str, Any] = {
+    "model": ModelName,
+    "optimizer": OptimizerName,
+    "schedule": ScheduleName,
+    "init": InitName,
+    "activation": ActivationName,
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of a comparison. :meth:`make` fills in what depends on the task and the model.
+
+    Attributes:
+        task: Name of the task: digits (the default), mnist, cifar10, shakespeare, ett or housing.
+        model: Kind of network: by default a transformer for shakespeare, else an MLP. CNNs need
+            images; MLPs take anything but text.
+        optimizer: What trains the network in both arms; by default sgd.
+        lr: Learning rate at the start of the schedule; the default depends on the optimizer.
+        width: Hidden units, channels of the first convolution, or size of the embedding; the
+            default depends on the model.
+        depth: Hidden layers, convolutions, or transformer blocks; the default depends on the model.
+        schedule: How the learning rate goes with the compute spent.
+        init: Initialisation: the framework's own, or He's normal one with zero biases.
+        activation: Nonlinearity of the network.
+        seeds: Number of seeds; each gives an initialisation and an order of batches to both arms.
+        budget: Compute of every run, in gradients of a training batch.
+        batch: Samples in a training batch.
+        every: Training steps between teleports, or ``"auto"``: early ones, and fewer when they are
+            refused.
+        guard: Whether the previous training batch has a say in accepting a teleport.
+        device: Where to train, as the backend names it.
+        teleport: Settings of the teleports.
+
+    Raises:
+        ValueError: If a value is outside what is allowed; the message names both.
+    """
+
+    task: str
+    model: ModelName
+    optimizer: OptimizerName
+    lr: float
+    width: int
+    depth: int
+    schedule: ScheduleName = "cosine"
+    init: InitName = "default"
+    activation: ActivationName = "relu"
+    seeds: int = 3
+    budget: int = 300
+    batch: int = 64
+    every: Literal["auto"] | int = "auto"
+    guard: bool = True
+    device: str = "cpu"
+    teleport: TeleportConfig = field(default_factory=TeleportConfig)
+
+    @classmethod
+    def make(cls, task: str = "digits", **given: Any) -> Settings:
+        """Make settings from those that are given, by the names of the attributes.
+
+        Raises:
+            ValueError: If a value is outside what is allowed.
+
+        >>> Settings.make("shakespeare", optimizer="adam").model
+        'transformer'
+        >>> Settings.make(model="cnn").lr
+        0.1
+        """
+        model = given.get("model", "transformer" if task == "shakespeare" else "mlp")
+        optimizer = given.get("optimizer", "sgd")
+        rate = LEARNING_RATES.get(optimizer, math.nan)
+        sizes = SIZES.get(model, SIZES["mlp"])
+        defaults = {"model": model, "optimizer": optimizer, "lr": rate, **sizes}
+        return cls(task, **{**defaults, **given})
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        for name, choices in _CHOICES.items():
+            value, allowed = getattr(self, name), get_args(choices)
+            if value not in allowed:
+                msg = f"invalid {name}: {value!r}; allowed: {', '.join(map(repr, allowed))}"
+                raise ValueError(msg)
+        for name in ("width", "depth", "seeds", "budget", "batch"):
+            _check_count(name, getattr(self, name))
+        if self.every != "auto":
+            _check_count("every", self.every, "'auto' or ")
+        if not isinstance(self.lr, int | float) or not 0 < self.lr < math.inf:
+            msg = f"invalid lr: {self.lr!r}; allowed: a finite number above 0"
+            raise ValueError(msg)
+
+
+def _check_count(name: str, value: object, else_allowed: str = "") -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        msg = f"invalid {name}: {value!r}; allowed: {else_allowed}an integer of at least 1"
+        raise ValueError(msg)

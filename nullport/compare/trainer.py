@@ -1,0 +1,41 @@
+"""What a backend supplies to the comparison: a network in training."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from nullport._report import TeleportReport
+from nullport.compare.task import Array, Batch
+
+
+class Trainer(Protocol):
+    """A network with its optimizer and its teleports.
+
+    ``backend.trainer(task, settings, seed)`` makes one; the same arguments give the same network.
+    Batches are pairs of inputs and targets, NumPy arrays as :class:`nullport.compare.Task` has
+    them.
+    """
+
+    def set_lr(self, lr: float) -> None:
+        """Set the learning rate of the teleports and steps that follow."""
+
+    def teleport(
+        self, batch: Batch, guard: Batch | None, others: Batch | None
+    ) -> tuple[TeleportReport | None, float]:
+        """Teleport if one is due, before the training step on ``batch``.
+
+        Args:
+            batch: The batch of the step.
+            guard: Other samples that have a say, or None.
+            others: Yet other samples, for objectives that read some; None in the first two steps.
+
+        Returns:
+            The report, None if no teleport was due, and the compute used, in gradients of
+            ``batch``.
+        """
+
+    def step(self, batch: Batch) -> float:
+        """Make a training step and return the loss before it, which may be infinite or nan."""
+
+    def evaluate(self, inputs: Array, targets: Array) -> tuple[float, float | None]:
+        """Return the mean loss over samples, and the accuracy if targets are classes."""

@@ -1,0 +1,237 @@
+"""The whole core on a network written by hand, in NumPy and in the strict namespace."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.dense import null_projector, relative, to_numpy, with_ones
+from helpers.mlp_graph import MLPGraph
+
+from nullport import LayerGraph, TeleportConfig, teleport
+from nullport._driver import _Run, inspect
+from nullport._graph import TangentUnavailable
+from nullport._tangent import Engine
+
+SIZES = (6, 20, 15, 3)
+EXACT = {"projection": "threshold", "threshold": 0.0}
+
+
+def _config(**kwargs: Any) -> TeleportConfig:
+    return TeleportConfig(**{**EXACT, **kwargs})
+
+
+def _flat(arrays: list[Any]) -> Any:
+    return np.concatenate([to_numpy(a).reshape(-1) for a in arrays])
+
+
+def _grad_norm(graph: MLPGraph) -> float:
+    return float(np.linalg.norm(_flat(graph.gradient(graph.values)[1])))
+
+
+def _hessian_times_gradient(graph: MLPGraph, step: float = 1e-5) -> list[Any]:
+    """Return ``d(||g||^2 / 2)/dw`` by a central difference of two gradients, per parameter."""
+    v = graph.gradient(graph.values)[1]
+    ends = [
+        graph.gradient([w + sign * step * a for w, a in zip(graph.values, v, strict=True)])[1]
+        for sign in (1.0, -1.0)
+    ]
+    return [(to_numpy(a) - to_numpy(b)) / (2 * step) for a, b in zip(ends[0], ends[1], strict=True)]
+
+
+def test_the_hand_written_gradient_is_right() -> None:
+    graph = MLPGraph(np, (3, 4, 2))
+    gradient = _flat(graph.gradient(graph.values)[1])
+    found = []
+    for k, w in enumerate(graph.values):
+        for index in np.ndindex(w.shape):
+            ends = []
+            for sign in (1.0, -1.0):
+                values = [v.copy() for v in graph.values]
+                values[k][index] += sign * 1e-6
+                ends.append(float(graph._evaluate(values, graph.batch)))
+            found.append((ends[0] - ends[1]) / 2e-6)
+    assert gradient == pytest.approx(np.asarray(found), abs=1e-9)
+
+
+def test_the_network_is_a_layer_graph(xp: Any) -> None:
+    graph: LayerGraph = MLPGraph(xp, SIZES)
+    assert graph.parameters[0].name == "layer0.weight"
+
+
+@pytest.mark.parametrize("samples", [4, 60], ids=["few samples", "many samples"])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_loss_stays_and_gradient_grows(xp: Any, samples: int, steps: int) -> None:
+    graph = MLPGraph(xp, SIZES, samples=samples, guard_samples=5)
+    before, norm = float(graph.loss()), _grad_norm(graph)
+    report = teleport(graph, _config(radius=0.3, steps=steps, max_loss_change=10.0))
+    assert report.tangent == "fd"
+    if samples > 20:  # every null space is empty
+        assert {layer.reason for layer in report.layers} == {"its null space is empty"}
+        assert all((a == b) is not False for a, b in zip(graph.values, graph.start, strict=True))
+        assert float(graph.loss()) == before
+        return
+    assert report.accepted, report.reason
+    assert graph.settled == [True]
+    assert float(graph.loss()) == pytest.approx(before, rel=1e-12)
+    assert _grad_norm(graph) > 1.05 * norm
+    assert report.loss_before == pytest.approx(before, rel=1e-14)
+    assert report.loss_after == pytest.approx(float(graph.loss()), rel=1e-14)
+    assert report.grad_norm_before == pytest.approx(norm)
+    assert report.grad_norm_after == pytest.approx(_grad_norm(graph))
+    assert report.guard_after == pytest.approx(float(graph.guard()))
+    layers = {layer.name: layer for layer in report.layers}
+    assert "as in a first layer" in layers["layer0.weight"].reason
+    assert layers["layer0.weight"].moved == 0.0
+    for name, features in (("layer1.weight", 21), ("layer2.weight", 16)):
+        layer = layers[name]
+        assert (layer.in_features, layer.samples, layer.rank) == (features, 4, 4)
+        assert layer.null_dim == features - 4
+        assert layer.output_change <= layer.output_change_bound <= 1e-13
+        if steps == 1:
+            assert layer.moved == pytest.approx(0.3)
+
+
+def test_the_move_has_the_length_that_is_reported(xp: Any) -> None:
+    graph = MLPGraph(xp, SIZES)
+    report = teleport(graph, _config(radius=0.25))
+    layers = {layer.name: layer for layer in report.layers}
+    for k in (1, 2):
+        pairs = [(to_numpy(graph.start[i]), to_numpy(graph.values[i])) for i in (2 * k, 2 * k + 1)]
+        moved = np.sqrt(sum(np.sum((b - a) ** 2) for a, b in pairs))
+        weight = np.sqrt(sum(np.sum(a**2) for a, _ in pairs))
+        assert moved / weight == pytest.approx(0.25)
+        assert layers[f"layer{k}.weight"].moved == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("samples", [4, 10])
+def test_direction_is_the_projected_difference_of_gradients(xp: Any, samples: int) -> None:
+    graph = MLPGraph(xp, SIZES, samples=samples)
+    config = _config()
+    run = _Run(graph, config, Engine(config.tangent))
+    lin = graph.linearize()
+    run.prepare(lin)
+    directions = run.directions(lin).result()
+    objective = _hessian_times_gradient(graph)
+    for layer, direction in zip(run.layers, directions, strict=True):
+        k = layer.block.parameter
+        rows = with_ones(to_numpy(lin.sites[k // 2].inputs))
+        if k == 0:
+            assert float(direction.size) == 0.0
+            continue
+        full = np.concatenate([objective[k], objective[k + 1][:, None]], axis=1)
+        expected = full @ null_projector(rows)
+        assert relative(to_numpy(direction.dense()), expected) <= 1e-6
+
+
+def test_custom_objective(xp: Any) -> None:
+    """The gradient of one layer only: v is zero elsewhere, None counts as zero."""
+    seen: list[int] = []
+
+    def last_layer(gradients: Any) -> Any:
+        seen.append(len(gradients))
+        return [None] * (len(gradients) - 2) + list(gradients[-2:])
+
+    graph = MLPGraph(xp, SIZES)
+    before = float(graph.loss())
+    report = teleport(graph, _config(objective=last_layer))
+    assert seen == [6]
+    assert float(graph.loss()) == pytest.approx(before, rel=1e-12)
+    # Moving along the last layer changes no layer's input.
+    assert all("do not depend on the weights" in layer.reason for layer in report.layers)
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        (lambda g: g[:-1], r"the objective returned 5 arrays for 6 parameters"),
+        (lambda g: [g[1], *g[1:]], r"returned shape \(20,\) for parameter 0 of shape \(20, 6\)"),
+    ],
+)
+def test_bad_custom_objective(objective: Any, message: str) -> None:
+    graph = MLPGraph(np, SIZES)
+    with pytest.raises(ValueError, match=message):
+        teleport(graph, _config(objective=objective))
+    assert graph.restored == 1
+    assert all(a is b for a, b in zip(graph.values, graph.start, strict=True))
+
+
+def test_forward_mode_that_is_not_there(xp: Any) -> None:
+    graph = MLPGraph(xp, SIZES)
+    with pytest.raises(TangentUnavailable, match="written by hand"):
+        teleport(graph, _config(tangent="jvp"))
+    assert graph.restored == 1
+
+
+def test_a_rising_guard_refuses(xp: Any) -> None:
+    graph = MLPGraph(xp, SIZES, guard_samples=30, seed=3)
+    values = [to_numpy(v).copy() for v in graph.values]
+    report = teleport(graph, _config(radius=30.0))
+    assert not report.accepted
+    assert report.reason.startswith("the guard loss went from")
+    assert report.guard_after is not None
+    assert report.guard_after > report.guard_before
+    assert graph.settled == [False]
+    assert all((to_numpy(a) == b).all() for a, b in zip(graph.values, values, strict=True))
+
+
+def test_float32(xp: Any) -> None:
+    graph = MLPGraph(xp, SIZES, dtype="float32")
+    before, norm = float(graph.loss()), _grad_norm(graph)
+    report = teleport(graph, _config(radius=0.3))
+    assert report.accepted
+    assert all(v.dtype == xp.float32 for v in graph.values)
+    assert float(graph.loss()) == pytest.approx(before, rel=1e-5)
+    assert _grad_norm(graph) > norm
+
+
+def test_an_error_half_way_restores(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = MLPGraph(np, SIZES)
+
+    def fail(*_: Any) -> None:
+        msg = "mine"
+        raise KeyError(msg)
+
+    monkeypatch.setattr(graph, "replay", fail)
+    with pytest.raises(KeyError, match="mine"):
+        teleport(graph)
+    assert graph.restored == 1
+
+
+def test_inspect_moves_nothing(xp: Any) -> None:
+    graph = MLPGraph(xp, SIZES)
+    listed = {layer.name: layer for layer in inspect(graph, _config(exclude=("layer2*",)))}
+    assert set(listed) == {"layer0.weight", "layer1.weight", "layer2.weight"}
+    assert "as in a first layer" in listed["layer0.weight"].reason
+    assert listed["layer1.weight"].reason == ""
+    assert listed["layer1.weight"].null_dim == 17
+    assert listed["layer2.weight"].reason == "in exclude"
+    assert all(a is b for a, b in zip(graph.values, graph.start, strict=True))
+    assert graph.settled == []
+
+
+def test_no_linear_map_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = MLPGraph(np, SIZES)
+    lin = graph.linearize()
+    lin.sites, lin.uses = [], []
+    monkeypatch.setattr(graph, "linearize", lambda **_: lin)
+    with pytest.raises(ValueError, match=r"no weight of the model is used by a recognised linear"):
+        teleport(graph)
+
+
+def test_cost_counts_what_was_done() -> None:
+    few = teleport(MLPGraph(np, (6, 400, 400, 3)), _config()).cost
+    more = teleport(MLPGraph(np, (6, 400, 400, 3)), _config(steps=2)).cost
+    assert 2.5 <= few <= 3.5  # two gradients, a forward, a kernel, and a small null space
+    assert more - few == pytest.approx(1 + 1 / 3 + 1 / 3)
+
+
+def test_a_gradient_of_zero_moves_nothing(xp: Any) -> None:
+    graph = MLPGraph(xp, SIZES)
+    _, out = graph._forward(graph.values, graph.batch[0])
+    graph.batch = (graph.batch[0], out)
+    report = teleport(graph, _config())
+    assert report.loss_before == report.loss_after == 0.0
+    assert report.grad_norm_before == 0.0
+    assert all(layer.moved == 0.0 and layer.reason for layer in report.layers)

@@ -1,0 +1,148 @@
+"""Independent oracles of the projected teleport gradient, by double backward and by differences.
+
+Nothing of nullport's capture or null spaces is used: inputs are gathered by patching
+``F.linear`` or by hooks, patches by probing a layer with unit weights, projectors by NumPy's SVD.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from helpers.dense import null_projector, with_ones
+from torch import Tensor, nn
+
+from nullport import TeleportConfig
+from nullport._driver import _Run
+from nullport._tangent import Engine
+from nullport_torch._graph import TorchGraph
+
+Closure = Callable[[], Tensor]
+Gradients = Mapping[str, Tensor]
+
+
+def double_backward(model: nn.Module, closure: Closure) -> dict[str, Tensor]:
+    """Return ``d(||g||^2 / 2)/dp`` for every parameter, by differentiating the gradient."""
+    live = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    first = torch.autograd.grad(
+        closure(), list(live.values()), create_graph=True, allow_unused=True
+    )
+    half = 0.5 * sum((g.square().sum() for g in first if g is not None), start=torch.zeros(()))
+    second = torch.autograd.grad(half, list(live.values()), allow_unused=True)
+    return {
+        name: torch.zeros_like(p) if g is None else g.detach()
+        for (name, p), g in zip(live.items(), second, strict=True)
+    }
+
+
+def gradient(model: nn.Module, closure: Closure, seed: int = 0) -> dict[str, Tensor]:
+    """Return the gradient of the loss for every parameter, zero where it does not depend."""
+    torch.manual_seed(seed)
+    live = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    found = torch.autograd.grad(closure(), list(live.values()), allow_unused=True)
+    return {
+        name: torch.zeros_like(p) if g is None else g.detach()
+        for (name, p), g in zip(live.items(), found, strict=True)
+    }
+
+
+def finite_difference(
+    model: nn.Module, closure: Closure, *, seed: int = 0, step: float = 1e-6
+) -> dict[str, Tensor]:
+    """Return ``d(||g||^2 / 2)/dp = H g`` by a central difference of two gradients."""
+    live = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    v = gradient(model, closure, seed)
+    saved = {name: p.detach().clone() for name, p in live.items()}
+    ends = []
+    try:
+        for sign in (1.0, -1.0):
+            for name, p in live.items():
+                p.data.copy_(saved[name] + sign * step * v[name])
+            ends.append(gradient(model, closure, seed))
+    finally:
+        for name, p in live.items():
+            p.data.copy_(saved[name])
+    return {name: (ends[0][name] - ends[1][name]) / (2 * step) for name in live}
+
+
+def gradient_norm(model: nn.Module, closure: Closure, seed: int = 0) -> float:
+    """Return the norm of the gradient over all parameters."""
+    squares = sum(float(g.double().square().sum()) for g in gradient(model, closure, seed).values())
+    return squares**0.5
+
+
+def project(
+    objective: npt.NDArray[np.float64], rows: npt.NDArray[np.float64], *, bias: bool
+) -> npt.NDArray[np.float64]:
+    """Project matrices (..., out, features) onto the null space of rows (..., n, in)."""
+    return objective @ null_projector(with_ones(rows) if bias else rows)
+
+
+def probed_patches(layer: nn.Module, x: Tensor) -> Tensor:
+    """Return the rows that a convolution multiplies with its weight, (groups, n, in).
+
+    The output for the weight that is 1 at one input of every group, and 0 elsewhere, is that
+    column of the patch matrix. One convolution per column: slow and beyond doubt.
+    """
+    probe = copy.deepcopy(layer)
+    assert isinstance(probe.weight, Tensor)
+    assert isinstance(probe.groups, int)
+    groups, transposed = probe.groups, "Transpose" in type(probe).__name__
+    probe.bias = None
+    columns = []
+    shape = probe.weight.shape
+    inputs = shape[0] // groups if transposed else shape[1]
+    outputs = shape[1] if transposed else shape[0] // groups
+    with torch.no_grad():
+        for channel in range(inputs):
+            for position in np.ndindex(*shape[2:]):
+                unit = torch.zeros_like(probe.weight)
+                if transposed:
+                    unit[(slice(channel, None, inputs), slice(None), *position)] = 1.0
+                else:
+                    unit[(slice(None), channel, *position)] = 1.0
+                probe.weight = nn.Parameter(unit)
+                out = probe(x)
+                firsts = out.unflatten(1, (groups, outputs))[:, :, 0]
+                columns.append(firsts.transpose(0, 1).flatten(1))
+    return torch.stack(columns, dim=-1)
+
+
+def conv_matrices(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return a weight-shaped array as (groups, out, in * kernel), the bias as last column."""
+    assert isinstance(layer.groups, int)
+    split = weight.unflatten(0, (layer.groups, -1))
+    if "Transpose" in type(layer).__name__:
+        split = split.transpose(1, 2)
+    matrices = split.flatten(2)
+    if bias is None:
+        return matrices
+    return torch.cat([matrices, bias.reshape(layer.groups, -1, 1)], dim=-1)
+
+
+def teleport_directions(
+    model: nn.Module,
+    closure: Closure,
+    *,
+    tangent: str = "jvp",
+    config: TeleportConfig | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    others: Closure | None = None,
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Return nullport's projected direction of every block, (..., out, features), by name."""
+    config = config or TeleportConfig(projection="threshold", tangent=tangent)  # type: ignore[arg-type]
+    graph = TorchGraph(model, closure, others=others, optimizer=optimizer)
+    with graph.exact():
+        run = _Run(graph, config, Engine(config.tangent))
+        lin = graph.linearize()
+        run.prepare(lin)
+        directions = run.directions(lin).result()
+    assert not any(bool(layer.hidden) for layer in run.layers)
+    return {
+        layer.block.name: direction.dense().double().numpy()
+        for layer, direction in zip(run.layers, directions, strict=True)
+        if direction is not None
+    }

@@ -1,0 +1,172 @@
+"""The object for training loops: when it teleports, what it remembers, how it resumes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nullport import TeleportConfig, TeleportReport, load_backend
+from nullport_torch import BACKEND, Teleporter, __all__
+
+CONFIG = TeleportConfig(radius=0.05)
+
+
+def _made() -> tuple[nn.Sequential, Callable[[], Tensor]]:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 3)
+    ).double()
+    x, y = torch.randn(6, 5, dtype=torch.float64), torch.arange(6) % 3
+    return model, lambda: F.cross_entropy(model(x), y)
+
+
+def _refusing() -> Tensor:
+    """A guard whose loss rises every time it is asked."""
+    _refusing.level *= 2  # type: ignore[attr-defined]
+    return torch.tensor(_refusing.level)  # type: ignore[attr-defined]
+
+
+def _run(teleporter: Teleporter, closure: Callable[[], Tensor], steps: int, **kwargs: Any) -> Any:
+    return [i for i in range(steps) if teleporter.maybe_step(closure, **kwargs) is not None]
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_a_fixed_interval(every: int) -> None:
+    model, closure = _made()
+    teleporter = Teleporter(model, every=every, config=CONFIG)
+    assert _run(teleporter, closure, 7) == list(range(every, 7, every))
+    assert len(teleporter.history) == len(range(every, 7, every))
+    assert teleporter.last is teleporter.history[-1]
+    assert all(isinstance(report, TeleportReport) for report in teleporter.history)
+
+
+def test_auto_waits_longer_after_refusals() -> None:
+    counts = []
+    for guard in (None, _refusing):
+        _refusing.level = 1.0  # type: ignore[attr-defined]
+        model, closure = _made()
+        teleporter = Teleporter(model, config=CONFIG)
+        due = _run(teleporter, closure, 60, guard=guard)
+        assert due[0] == 10
+        assert all(report.accepted == (guard is None) for report in teleporter.history)
+        counts.append(len(due))
+    assert counts[1] < counts[0]
+
+
+def test_nothing_yet() -> None:
+    model, _ = _made()
+    teleporter = Teleporter(model)
+    assert teleporter.last is None
+    assert teleporter.history == []
+    assert teleporter.summary() == "0 teleports, 0 accepted"
+
+
+def test_summary_has_a_line_per_teleport() -> None:
+    model, closure = _made()
+    _refusing.level = 1.0  # type: ignore[attr-defined]
+    teleporter = Teleporter(model, config=CONFIG)
+    first, second = teleporter.step(closure), teleporter.step(closure, _refusing)
+    lines = teleporter.summary().splitlines()
+    assert lines[0] == "2 teleports, 1 accepted"
+    assert lines[1].endswith(": accepted")
+    assert f"{first.loss_before:.4g}" in lines[1]
+    assert lines[2].endswith(f"refused: {second.reason}")
+
+
+def test_step_teleports_now_and_plans_the_next() -> None:
+    model, closure = _made()
+    teleporter = Teleporter(model, every=4, config=CONFIG)
+    _run(teleporter, closure, 3)
+    assert teleporter.step(closure).accepted
+    assert _run(teleporter, closure, 8) == [3, 7]  # four steps after the one just taken
+
+
+@pytest.mark.parametrize("every", ["auto", 3])
+def test_state_round_trip(every: int | str) -> None:
+    model, closure = _made()
+    one = Teleporter(model, every=every, config=CONFIG)
+    _run(one, closure, 12)
+    state = json.loads(json.dumps(one.state_dict()))
+    two = Teleporter(model, every="auto", config=CONFIG)
+    two.load_state_dict(state)
+    assert two.state_dict() == one.state_dict()
+    assert _run(two, closure, 12) == _run(one, closure, 12)
+
+
+@pytest.mark.parametrize("state", [{}, {"policy": {}, "model": 1}, {"model": {}}], ids=str)
+def test_state_of_something_else(state: dict[str, Any]) -> None:
+    model, _ = _made()
+    with pytest.raises(ValueError, match=r"state has keys .* expected \['policy'\]"):
+        Teleporter(model).load_state_dict(state)
+
+
+def test_state_is_kept_apart_from_the_model() -> None:
+    model, closure = _made()
+    keys = list(model.state_dict())
+    teleporter = Teleporter(model, every=1, config=CONFIG)
+    _run(teleporter, closure, 3)
+    assert list(model.state_dict()) == keys
+
+
+@pytest.mark.parametrize("every", [0, -3, 2.5, "never", True])
+def test_bad_every(every: Any) -> None:
+    with pytest.raises(ValueError, match=r"invalid every: .*; allowed: 'auto' or an integer"):
+        Teleporter(_made()[0], every=every)
+
+
+def test_an_error_leaves_the_teleport_due() -> None:
+    model, closure = _made()
+    teleporter = Teleporter(model, every=2, config=CONFIG)
+    teleporter.maybe_step(closure)
+    teleporter.maybe_step(closure)
+    with pytest.raises(ZeroDivisionError):
+        teleporter.maybe_step(lambda: closure() / (1 // 0))
+    assert teleporter.history == []
+    assert teleporter.maybe_step(closure) is not None
+
+
+OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+    "SGD": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9),
+    "Adam": lambda p: torch.optim.Adam(p, 1e-2),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_training_goes_on_with_any_optimizer(name: str) -> None:
+    """The two batches before serve as other samples: the closures of then, not of now."""
+    model, _ = _made()
+    batches = [(torch.randn(6, 5, dtype=torch.float64), torch.arange(6) % 3) for _ in range(3)]
+    optimizer = OPTIMIZERS[name](model.parameters())
+    teleporter = Teleporter(model, optimizer, every=4, config=CONFIG)
+
+    def losses() -> list[float]:
+        with torch.no_grad():
+            return [F.cross_entropy(model(x), y).item() for x, y in batches]
+
+    start = sum(losses())
+    for step in range(20):
+        x, y = batches[step % 3]
+        before = losses()
+        report = teleporter.maybe_step(lambda: F.cross_entropy(model(x), y))  # noqa: B023
+        if report is not None:
+            assert report.loss_before == pytest.approx(before[step % 3], rel=1e-12)
+            assert report.guard_before == pytest.approx(before[(step - 2) % 3], rel=1e-12)
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    assert sum(losses()) < start
+    assert len(teleporter.history) == 4
+
+
+def test_public_names() -> None:
+    assert __all__ == ["BACKEND", "Teleporter", "inspect", "teleport"]
+    assert load_backend("torch") is BACKEND
+    assert BACKEND.name == "torch"
+    assert BACKEND.versions()["torch"] == torch.__version__
+    assert "cpu" in BACKEND.devices()
