@@ -19,6 +19,7 @@ from statistics import median
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -155,45 +156,46 @@ def scaling() -> None:
     show("whole teleport, ratio at depth 64 over depth 4", deep / shallow, 1.25, "x")
 
 
-PEAK = """
-import resource, sys, torch
-sys.path.insert(0, {folder!r})
-from figures import jump, network
-model, closure = network({width}, {depth}, {samples})
-optimizer = torch.optim.{optimizer}
-base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-for _ in range(3):
-    if {mode!r} == "teleport":
-        jump(model, closure)()
-    optimizer.zero_grad(); closure().backward(); optimizer.step()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base)
-"""
+def peak(function: Callable[[], object]) -> float:
+    """Return the largest number of MiB that torch's allocator held more than at the start."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        function()
+    events = [
+        (event.start_ns(), event.nbytes())
+        for event in recorded.profiler.kineto_results.events()  # type: ignore[union-attr]
+        if event.name() == "[memory]"
+    ]
+    live = top = 0
+    for _, size in sorted(events):
+        live += size
+        top = max(top, live)
+    return top / 2**20
 
 
 def memory() -> None:
-    """Peak memory of training with teleports over training without, each in its own process."""
-    for name, width, depth, samples, optimizer in (
-        ("momentum, batch 4096", 1024, 8, 4096, "SGD(model.parameters(), lr=1e-3, momentum=0.9)"),
-        ("adam, batch 1024", 1024, 8, 1024, "Adam(model.parameters(), lr=1e-5)"),
+    """Peak memory of a teleport over that of a training step, weights and state included."""
+    for name, samples, rule in (
+        ("momentum, batch 4096", 4096, lambda p: torch.optim.SGD(p, lr=1e-3, momentum=0.9)),
+        ("momentum, batch 1024", 1024, lambda p: torch.optim.SGD(p, lr=1e-3, momentum=0.9)),
+        ("adam, batch 64", 64, lambda p: torch.optim.Adam(p, lr=1e-5)),
     ):
-        peaks = []
-        for mode in ("plain", "teleport"):
-            code = PEAK.format(
-                folder=str(Path(__file__).parent),
-                width=width,
-                depth=depth,
-                samples=samples,
-                optimizer=optimizer,
-                mode=mode,
-            )
-            out = subprocess.run(
-                [sys.executable, "-c", code], capture_output=True, text=True, check=True
-            )
-            peaks.append(int(out.stdout))
-        print(
-            f"    {name}: {peaks[0] / 1024:.0f} MiB plain, {peaks[1] / 1024:.0f} MiB with teleport"
-        )
-        show(f"extra peak memory, {name}", peaks[1] / peaks[0] - 1, 0.3, "share")
+        model, closure = network(1024, 8, samples)
+        optimizer = rule(model.parameters())
+
+        def step(optimizer=optimizer, closure=closure) -> None:
+            optimizer.zero_grad()
+            closure().backward()
+            optimizer.step()
+
+        step()
+        optimizer.zero_grad()
+        kept = sum(p.numel() for p in model.parameters()) * 4 / 2**20
+        kept += sum(t.numel() for s in optimizer.state.values() for t in s.values()) * 4 / 2**20
+        plain = kept + peak(step)
+        optimizer.zero_grad()
+        with_teleport = kept + peak(jump(model, closure))
+        print(f"    width 1024, depth 8, {name}: {plain:.0f} MiB, teleport {with_teleport:.0f} MiB")
+        show(f"extra peak memory, {name}", with_teleport / plain - 1, 0.3, "share")
 
 
 def imports() -> None:

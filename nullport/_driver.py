@@ -10,7 +10,7 @@ the square of the step), so there is always a radius.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite
 
 from nullport import _cost as cost
@@ -22,6 +22,7 @@ from nullport._direction import Accumulator
 from nullport._graph import LayerGraph, Linearization, TangentUnavailable
 from nullport._layer import Layer, make_filter, make_layer, take_steps
 from nullport._objective import Vector, length, pull
+from nullport._projection import Filter
 from nullport._report import LayerReport, TeleportReport
 from nullport._tangent import Engine
 from nullport._verdict import Look, look, verdict
@@ -62,12 +63,14 @@ def inspect(graph: LayerGraph, config: TeleportConfig | None = None) -> list[Lay
         ValueError: If no weight of the network is used by a recognised linear map.
     """
     config = config or TeleportConfig()
+    config = replace(config, objective="grad_norm")  # the null space is the same for all of them
     run = _Run(graph, config, Engine(config.tangent))
     lin = _finite(graph.linearize())
     run.prepare(lin)
     accumulator = run.directions(lin)
     for layer, direction in zip(run.layers, accumulator.result(), strict=True):
-        layer.direction = direction
+        layer.size = None if direction is None else direction.size
+        layer.share = None if direction is None else direction.share
     return run.layer_reports()
 
 
@@ -86,33 +89,41 @@ class _Run:
     config: TeleportConfig
     engine: Engine
     layers: list[Layer] = field(default_factory=list)
+    filters: list[Filter | BudgetFilter] = field(default_factory=list)
     excluded: list[Excluded] = field(default_factory=list)
     cost: float = cost.GRADIENT
     scale: Array | None = None
+    grad_norm: Array | None = None
 
     def __call__(self) -> TeleportReport:
         start = time.perf_counter()
         graph, config = self.graph, self.config
-        first = lin = _finite(graph.linearize(again=config.steps > 1))
-        norm = length(first.gradients)
-        before = look(graph, first, norm, armijo=self._armijo, screen=True)
+        lin = _finite(graph.linearize(again=config.steps > 1))
+        before = look(graph, lin.loss, lin.gradients, armijo=self._armijo, screen=True)
         if before.overshoots():
             reason = "the optimizer's own step already overshoots here"
             return self._report(start, before, before, reason)
-        self.prepare(first)
+        self.prepare(lin)
+        self.grad_norm = before.grad_norm
         for remaining in reversed(range(config.steps)):
             self._ascend(lin, self.radius / config.steps)
-            lin = graph.linearize(
-                unchanged=remaining > 0 and self._exact, again=remaining > 1 and self._exact
-            )
-            self.cost += cost.BACKWARD if lin.reused else cost.GRADIENT
-            if remaining and not self._exact:
-                self._rebuild_filters(lin)
-        for layer in self.layers:
-            layer.measure(first, sample=self._exact)
+            self.grad_norm = None
+            if remaining:
+                lin = graph.linearize(unchanged=self._exact, again=remaining > 1 and self._exact)
+                self.cost += cost.BACKWARD if lin.reused else cost.GRADIENT
+                if not self._exact:
+                    self._rebuild_filters(lin)
         if all(layer.length is None for layer in self.layers):
             return self._report(start, before, before, "no weight can move")
-        after = look(graph, lin, length(lin.gradients), armijo=self._armijo)
+        for layer in self.layers:
+            layer.measure(lin, sample=self._exact)
+        # From here on nothing but the loss is asked for: let go of all that is as large as inputs.
+        del lin
+        self.filters.clear()
+        graph.release()
+        loss, gradients = graph.gradient()
+        self.cost += cost.GRADIENT
+        after = look(graph, loss, gradients, armijo=self._armijo)
         return self._report(start, before, after, verdict(before, after, config.max_loss_change))
 
     @property
@@ -155,7 +166,7 @@ class _Run:
     def _exact(self) -> bool:
         """Whether no layer gives up any of its output, so that activations stay."""
         return self.config.threshold == 0 and not any(
-            isinstance(layer.filter, BudgetFilter) for layer in self.layers
+            isinstance(filter_, BudgetFilter) for filter_ in self.filters
         )
 
     @property
@@ -180,25 +191,25 @@ class _Run:
             if block not in reached:
                 self.excluded.append(Excluded(block.name, "no sample reaches it", block.sites))
         for block in reached:
-            self.layers.append(
-                make_layer(block, self.graph, lin, weights, self.config, self.radius)
-            )
+            layer, filter_ = make_layer(block, self.graph, lin, weights, self.config, self.radius)
+            self.layers.append(layer)
+            self.filters.append(filter_)
             self.cost += cost.null_space_work(block, lin) / work
 
     def directions(self, lin: Linearization) -> Accumulator:
         """Send tangents along the objective's ``v`` through the network."""
         wish = pull(self.objective, self.graph, lin.gradients)
         blocks = [layer.block for layer in self.layers]
-        filters = [layer.filter for layer in self.layers]
         direct = None if wish.direct is None else [self._read(b, wish.direct) for b in blocks]
         if self.scale is None:
             pairs = zip(self.graph.weights(), wish.v, strict=True)
             self.scale = length([w for w, a in pairs if a is not None])
-        size = length(wish.v)
+        size = self.grad_norm if wish.v is lin.gradients else None
+        size = length(wish.v) if size is None else size
         xp = namespace(size)
         step = self.scale / xp.where(size > 0, size, xp.ones_like(size))
         while True:
-            accumulator = Accumulator(blocks, filters, lin, direct)
+            accumulator = Accumulator(blocks, self.filters, lin, direct)
             try:
                 self.engine(self.graph, lin, wish.v, step, accumulator.receive)
                 break
@@ -227,15 +238,16 @@ class _Run:
         """Take one step of relative length ``step`` in every block that can move."""
         directions = self.directions(lin).result()
         lin.gradients.clear()  # not needed again, and as large as the weights
-        self.graph.move(take_steps(self.layers, directions, step))
+        self.graph.move(take_steps(self.layers, self.filters, directions, step))
 
     def _rebuild_filters(self, lin: Linearization) -> None:
         """Build the null spaces anew: an inexact step changes the inputs of deeper layers."""
-        for layer in self.layers:
-            steps = self.config.steps
-            change = self.config.budget * layer.output_norm / steps
-            length = self.radius * layer.weight_norm / steps
-            layer.filter = make_filter(layer.block, lin, self.config, change, length)
+        self.filters = [
+            make_filter(
+                layer.block, lin, self.config, layer.output_norm, self.radius * layer.weight_norm
+            )
+            for layer in self.layers
+        ]
 
     def layer_reports(self) -> list[LayerReport]:
         """Return one report per weight that is used by a linear map."""

@@ -210,6 +210,9 @@ class LayerGraph(Protocol):
             again: A call with ``unchanged`` follows, so activations are worth keeping.
         """
 
+    def gradient(self) -> tuple[Array, list[Array | None]]:
+        """Compute loss and gradient at the current weights, recording nothing."""
+
     def replay(self, v: Sequence[Array | None], step: Array, receive: Receive) -> None:
         """Run the forward pass at ``w + step * v`` and hand over every site's inputs.
 
@@ -260,6 +263,9 @@ class LayerGraph(Protocol):
 
     def restore(self) -> None:
         """Undo every move since the graph was made, bit for bit."""
+
+    def release(self) -> None:
+        """Let go of everything recorded but what undoes moves."""
 
     def settle(self, accepted: Array | bool) -> None:
         """Keep the moves if ``accepted`` (0-d bool), else undo them bit for bit."""

@@ -44,33 +44,37 @@ WORDS = {
 
 @dataclass
 class Layer:
-    """A block, the inputs it must respect, and its move so far.
+    """A block, and what is told of it in the end; nothing here is as large as its inputs.
 
     Attributes:
         block: The weights.
         kind: The operation they are used in.
         samples: Rows of input.
-        filter: What a direction must pass through.
         hidden: Whether a use of the weights was missed (0-d bool).
         weight_norm: ``||W||``, bias included, 0-d.
-        input_norm: ``||X||``, 0-d.
         output_norm: ``||X W^T||``, 0-d.
-        direction: The last direction, None if no tangent reached the block.
-        steps: The steps taken, scaled.
+        free: Number of free directions over the whole stack, 0-d.
+        empty: Whether nothing can move (0-d bool).
+        rounding: What rounding may add to the output change per unit of length, 0-d.
+        size: ``||N||`` of the last direction, 0-d; None if no tangent reached the block.
+        share: What the projection left of it, relative, 0-d.
+        steps: The steps taken, until they have been measured.
         length: Length of all steps, 0-d.
-        bound: Bound on ``||dW X^T||`` so far, 0-d.
+        bound: Bound on ``||dW X^T||`` so far, without rounding, 0-d.
         change: The same, measured after the move, 0-d.
     """
 
     block: Block
     kind: str
     samples: int
-    filter: Filter | BudgetFilter
     hidden: Array
     weight_norm: Array
-    input_norm: Array
     output_norm: Array
-    direction: Direction | None = None
+    free: Array
+    empty: Array
+    rounding: Array
+    size: Array | None = None
+    share: Array | None = None
     steps: list[Direction] = field(default_factory=list)
     length: Array | None = None
     bound: Array | float = 0.0
@@ -79,33 +83,25 @@ class Layer:
     @cached_property
     def able(self) -> Array:
         """Whether the block was fully seen and has a null space (0-d bool)."""
-        return ~(self.filter.empty | self.hidden)
+        return ~(self.empty | self.hidden)
 
     def causes(self) -> dict[str, Array | bool]:
         """Return, per key of ``WORDS``, whether it keeps the block from moving (0-d bool)."""
-        causes: dict[str, Array | bool] = {"hidden": self.hidden, "empty": self.filter.empty}
-        if self.direction is None:
+        causes: dict[str, Array | bool] = {"hidden": self.hidden, "empty": self.empty}
+        if self.size is None or self.share is None:
             return causes | {"still": True}
-        size, share = self.direction.size, self.direction.share
-        return causes | _causes(size, share)
+        return causes | _causes(self.size, self.share)
 
-    def allowed(self, direction: Direction) -> Array:
-        """Return the largest factor of a direction that the budget allows, 0-d."""
-        xp = namespace(direction.size)
-        if not isinstance(self.filter, BudgetFilter):
-            return xp.full_like(direction.size, xp.inf)
-        change = self.filter.given_up(direction)
-        return xp.astype(self.filter.change, change.dtype) / xp.where(
-            change > 0, change, xp.ones_like(change)
-        )
-
-    def step(self, direction: Direction, factor: Array, reach: Array) -> list[Move]:
+    def step(
+        self, direction: Direction, filter_: Filter | BudgetFilter, factor: Array, reach: Array
+    ) -> list[Move]:
         """Take a step: the direction times ``factor``, of length ``reach``; none where it is 0."""
         xp = namespace(direction.right)
+        factor = xp.astype(factor, direction.right.dtype, copy=False)
         right = xp.where(factor > 0, direction.right * factor, xp.zeros_like(factor))
         step = replace(direction, right=right)
-        if self.filter.space.energies is not None:
-            self.bound = self.bound + self.filter.given_up(step)
+        if filter_.space.energies is not None:
+            self.bound = self.bound + filter_.given_up(step)
         self.length = reach if self.length is None else self.length + reach
         self.steps.append(step)
         return self._moves(step)
@@ -138,6 +134,7 @@ class Layer:
             parts.append(norm(sum(outputs[1:], start=outputs[0])))
             seen += rows.shape[-2]
         self.change = joint_norm(parts) * (self.samples / seen) ** 0.5
+        self.steps.clear()
 
     def _rows(self, lin: Linearization, *, sample: bool) -> Iterator[Array]:
         for index in self.block.sites:
@@ -154,22 +151,20 @@ class Layer:
 
     def report(self) -> LayerReport:
         """Return what happened to the block, as plain numbers."""
-        null_dim, features = int(self.filter.free), self.filter.space.features
-        stack = prod(self.filter.space.basis.shape[:-2])
+        stack = prod(size for size, _ in self.block.layout.stack)
         length = 0.0 if self.length is None else float(self.length)
         moved = length / max(float(self.weight_norm), 1e-30)
         reason = next((WORDS[cause] for cause, holds in self.causes().items() if holds), "")
         output = max(float(self.output_norm), 1e-30)
-        bound = float(self.bound) + length * float(self.filter.rounding(self.input_norm))
         return LayerReport(
             name=self.block.name,
             kind=self.kind,
-            in_features=features,
+            in_features=self.block.features,
             samples=self.samples,
-            rank=stack * features - null_dim,
-            null_dim=null_dim,
+            rank=stack * self.block.features - int(self.free),
+            null_dim=int(self.free),
             moved=moved,
-            output_change_bound=bound / output,
+            output_change_bound=(float(self.bound) + length * float(self.rounding)) / output,
             output_change=0.0 if self.change is None else float(self.change) / output,
             reason="" if moved else reason,
         )
@@ -186,36 +181,49 @@ def _causes(size: Array, share: Array) -> dict[str, Array]:
 
 
 def take_steps(
-    layers: Sequence[Layer], directions: Sequence[Direction | None], length: float
+    layers: Sequence[Layer],
+    filters: Sequence[Filter | BudgetFilter],
+    directions: Sequence[Direction | None],
+    length: float,
 ) -> list[Move]:
     """Scale every direction to ``length * ||W||`` and return all moves.
 
     The scalars of all layers are handled as one array: a step costs a few small operations per
     network instead of a few per layer.
     """
-    for layer, direction in zip(layers, directions, strict=True):
-        layer.direction = direction
-    moving = [
-        (layer, direction)
-        for layer, direction in zip(layers, directions, strict=True)
-        if direction is not None
-    ]
+    moving: list[tuple[Layer, Filter | BudgetFilter, Direction]] = []
+    for layer, filter_, direction in zip(layers, filters, directions, strict=True):
+        layer.size = None if direction is None else direction.size
+        layer.share = None if direction is None else direction.share
+        if direction is not None:
+            moving.append((layer, filter_, direction))
     if not moving:
         return []
-    xp = namespace(moving[0][1].size)
-    size = xp.stack([direction.size for _, direction in moving])
-    share = xp.stack([direction.share for _, direction in moving])
-    able = xp.stack([layer.able for layer, _ in moving])
+    xp = namespace(moving[0][2].size)
+    size = xp.stack([direction.size for *_, direction in moving])
+    share = xp.stack([direction.share for *_, direction in moving])
+    able = xp.stack([layer.able for layer, *_ in moving])
     held = reduce(or_, _causes(size, share).values(), ~able)
-    norms = xp.stack([xp.astype(layer.weight_norm, size.dtype) for layer, _ in moving])
+    norms = xp.stack([xp.astype(layer.weight_norm, size.dtype) for layer, *_ in moving])
     size = xp.where(held, xp.ones_like(size), size)
     reach = xp.where(held, xp.zeros_like(size), length * norms)
-    reach = xp.minimum(reach, xp.stack([layer.allowed(d) for layer, d in moving]) * size)
+    allowed = xp.stack([_allowed(filter_, direction) for _, filter_, direction in moving])
+    reach = xp.minimum(reach, allowed * size)
     factor = reach / size
     moves: list[Move] = []
-    for i, (layer, direction) in enumerate(moving):
-        moves += layer.step(direction, factor[i], reach[i])
+    for i, (layer, filter_, direction) in enumerate(moving):
+        moves += layer.step(direction, filter_, factor[i], reach[i])
     return moves
+
+
+def _allowed(filter_: Filter | BudgetFilter, direction: Direction) -> Array:
+    """Return the largest factor of a direction that a budget allows, 0-d."""
+    xp = namespace(direction.size)
+    if not isinstance(filter_, BudgetFilter):
+        return xp.full_like(direction.size, xp.inf)
+    change = filter_.given_up(direction)
+    most = xp.astype(filter_.change, change.dtype)
+    return most / xp.where(change > 0, change, xp.ones_like(change))
 
 
 def make_layer(
@@ -225,7 +233,7 @@ def make_layer(
     weights: Sequence[Array],
     config: TeleportConfig,
     radius: float,
-) -> Layer:
+) -> tuple[Layer, Filter | BudgetFilter]:
     """Check that a block's uses were all seen, and build its null space."""
     sites = [lin.sites[i] for i in block.sites]
     tolerance = MISMATCH[bits(lin)]
@@ -235,8 +243,9 @@ def make_layer(
         bias = None if bias is None else graph.read(index, bias, layout)
         block = without_hidden_bias(block, bias, lin, tolerance)
     gradient = lin.gradients[block.parameter]
+    input_norm = joint_norm([site.inputs for site in sites])
     if gradient is None:
-        mismatch = joint_norm([site.inputs for site in sites]) * 0
+        mismatch = input_norm * 0
     else:
         gradient = graph.read(block.parameter, gradient, block.layout)
         mismatch = explained(block, gradient, lin)
@@ -245,21 +254,23 @@ def make_layer(
         parts.append(graph.read(block.bias[0], weights[block.bias[0]], block.bias[1]))
     weight_norm = joint_norm(parts)
     output_norm = joint_norm([site.output_norm for site in sites])
-    change, length = config.budget * output_norm / config.steps, radius * weight_norm
-    return Layer(
+    filter_ = make_filter(block, lin, config, output_norm, radius * weight_norm)
+    layer = Layer(
         block=block,
         kind=sites[0].kind,
         samples=sum(site.samples for site in sites),
-        filter=make_filter(block, lin, config, change, length / config.steps),
         hidden=mismatch > tolerance,
         weight_norm=weight_norm,
-        input_norm=joint_norm([site.inputs for site in sites]),
         output_norm=output_norm,
+        free=filter_.free,
+        empty=filter_.empty,
+        rounding=filter_.rounding(input_norm),
     )
+    return layer, filter_
 
 
 def make_filter(
-    block: Block, lin: Linearization, config: TeleportConfig, change: Array, length: Array
+    block: Block, lin: Linearization, config: TeleportConfig, output_norm: Array, length: Array
 ) -> Filter | BudgetFilter:
     """Build the null-space filter of a block from the inputs of all its sites.
 
@@ -267,16 +278,16 @@ def make_filter(
         block: The block.
         lin: The linearization that holds its sites.
         config: Settings.
-        change: Output change ``||N X^T||`` that the budget allows, 0-d.
-        length: Length ``||N||`` of the step to come, 0-d.
+        output_norm: ``||X W^T||``, of which the budget is a share, 0-d.
+        length: Length ``||N||`` of all steps, 0-d.
     """
     sites = [lin.sites[i] for i in block.sites]
     samples = sum(site.samples for site in sites)
-    features = block.features
     chunks = (chunk for site in sites for chunk in site.rows())
-    tight = config.projection == "budget" and samples > (1 - SLACK) * features
+    tight = config.projection == "budget" and samples > (1 - SLACK) * block.features
     spectrum = tight or config.threshold > 0
     space = row_space(chunks, samples, bias=block.bias is not None, spectrum=spectrum)
     if tight:
-        return BudgetFilter(space, change, length)
+        change = config.budget * output_norm / config.steps
+        return BudgetFilter(space, change, length / config.steps)
     return threshold_filter(space, config.threshold)

@@ -5,8 +5,8 @@
 - *How far*: a trust region carried across teleports. The radius doubles after an acceptance and is
   quartered after a refusal; there is no inner search.
 - *How much*: teleports may use at most ``SHARE`` of the compute, refused ones at most
-  ``SHARE_REFUSED``, both counted against at least the first ``HORIZON`` steps, so that early
-  teleports are possible at all. A teleport that would exceed its share is not made.
+  ``SHARE_REFUSED``, both counted against at least ``horizon`` steps, the expected length of the
+  run, so that early teleports are possible at all. One that would exceed its share is not made.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class Policy:
 
     Attributes:
         every: Fixed number of steps between teleports (then no share is kept to), or None.
+        horizon: Training steps the run is expected to take.
         step: Training steps so far.
         due: Step before which the next teleport is due.
         interval: Steps between teleports now.
@@ -40,6 +41,7 @@ class Policy:
     """
 
     every: int | None = None
+    horizon: int = HORIZON
     step: int = 0
     due: int = -1
     interval: float = FIRST
@@ -56,21 +58,25 @@ class Policy:
             self.due = int(self.interval)
 
     @staticmethod
-    def parse(every: int | str) -> Policy:
-        """Make a policy from the ``every`` argument of an adapter.
+    def parse(every: int | str, horizon: int = HORIZON) -> Policy:
+        """Make a policy from the arguments of an adapter.
 
         Raises:
-            ValueError: If it is neither ``"auto"`` nor a positive integer.
+            ValueError: If ``every`` is neither ``"auto"`` nor a positive integer, or ``horizon``
+                is no positive integer.
 
         >>> Policy.parse(50).due
         50
         """
+        if not isinstance(horizon, int) or isinstance(horizon, bool) or horizon < 1:
+            msg = f"invalid horizon: {horizon!r}; allowed: an integer of at least 1"
+            raise ValueError(msg)
         if every == "auto":
-            return Policy()
+            return Policy(horizon=horizon)
         if not isinstance(every, int) or isinstance(every, bool) or every < 1:
             msg = f"invalid every: {every!r}; allowed: 'auto' or an integer of at least 1"
             raise ValueError(msg)
-        return Policy(every=every)
+        return Policy(every=every, horizon=horizon)
 
     def tick(self) -> bool:
         """Count a training step; return whether a teleport is due before it."""
@@ -85,7 +91,7 @@ class Policy:
     def _affordable(self) -> bool:
         if self.every is not None:
             return True
-        horizon = max(self.step, HORIZON)
+        horizon = max(self.step, self.horizon)
         within = self.spent + self.last <= SHARE * horizon
         return within and (not self.wasted or self.wasted + self.last <= SHARE_REFUSED * horizon)
 

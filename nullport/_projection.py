@@ -17,10 +17,13 @@ from functools import cached_property
 from math import prod
 from typing import Protocol
 
-from array_api_compat import device
+from array_api_compat import device, is_lazy_array
 
-from nullport._arrays import Array, namespace
+from nullport._arrays import Array, namespace, norm
 from nullport._rowspace import RowSpace
+
+ENOUGH = 0.25
+"""Share of a direction that one pass of projection must leave for a second to be skipped."""
 
 
 class Step(Protocol):
@@ -106,10 +109,12 @@ class Filter(Spectral):
             return xp.zeros_like(d)
         basis = xp.astype(self.space.basis, d.dtype, copy=False)
         back = xp.matrix_transpose(basis)
-        # Twice is enough: a direction is scaled up to its radius, and with it what rounding left
-        # of it in the row space.
-        d = d - (d @ basis) @ back
-        return d - (d @ basis) @ back
+        once = d - (d @ basis) @ back
+        # A direction is scaled up to its radius, and with it what rounding left of it in the row
+        # space: once is enough only where much was left. Under jit nothing can be asked, so twice.
+        if not is_lazy_array(d) and float(norm(once)) > ENOUGH * float(norm(d)):
+            return once
+        return once - (once @ basis) @ back
 
     @cached_property
     def free(self) -> Array:

@@ -23,7 +23,8 @@ class LayerReport:
         null_dim: Directions that are free (summed over a stack of matrices).
         moved: Length of the move relative to the weight's norm, ``||dW|| / ||W||``.
         output_change_bound: Bound on ``||dW X^T|| / ||W X^T||``, computed before moving.
-        output_change: The same ratio after moving, measured on up to 32 rows of input.
+        output_change: The same ratio, measured after moving (on about 16 rows where the null
+            space is exact).
         reason: Why it did not move; empty if it did.
     """
 

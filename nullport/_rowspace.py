@@ -18,6 +18,9 @@ from dataclasses import dataclass
 
 from nullport._arrays import Array, namespace, widen, with_column
 
+ROWS = 1024
+"""Rows that are converted to float64 at a time."""
+
 
 @dataclass(frozen=True)
 class RowSpace:
@@ -89,12 +92,23 @@ def _by_gram(first: Array, rest: Iterable[Array], samples: int) -> RowSpace:
     gram = gram_matrix(first)
     for chunk in rest:
         gram = gram + gram_matrix(chunk)
-    eigen = namespace(gram).linalg.eigh(gram)
-    return RowSpace(eigen.eigenvectors, eigen.eigenvalues, complete=True, samples=samples)
+    xp = namespace(gram)
+    eigen = xp.linalg.eigh(gram)
+    # The energies need float64; the basis is applied in the dtype of the weights.
+    basis = xp.astype(eigen.eigenvectors, first.dtype, copy=False)
+    return RowSpace(basis, eigen.eigenvalues, complete=True, samples=samples)
 
 
 def gram_matrix(x: Array) -> Array:
-    """Return ``x^T x`` in float64, shape (..., d, d), for ``x`` (..., n, d)."""
+    """Return ``x^T x`` in float64, shape (..., d, d), for ``x`` (..., n, d).
+
+    Rows are converted ``ROWS`` at a time: a float64 copy of all inputs would be the largest thing
+    a teleport holds.
+    """
     xp = namespace(x)
-    x = xp.astype(x, xp.float64, copy=False)
-    return xp.matrix_transpose(x) @ x
+    gram: Array = 0.0
+    rows = x.shape[-2]
+    for start in range(0, rows, ROWS):
+        part = xp.astype(x[..., start : min(start + ROWS, rows), :], xp.float64, copy=False)
+        gram = gram + xp.matrix_transpose(part) @ part
+    return gram

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 from nullport._arrays import Array
 from nullport._cost import FORWARD
-from nullport._graph import LayerGraph, Linearization
-from nullport._objective import Vector, inner
+from nullport._graph import LayerGraph
+from nullport._objective import Vector, inner, length
 
 ARMIJO = 0.5
 
@@ -55,24 +55,24 @@ class Look:
 
 
 def look(
-    graph: LayerGraph, lin: Linearization, grad_norm: Array, *, armijo: bool, screen: bool = False
+    graph: LayerGraph, loss: Array, gradients: Vector, *, armijo: bool, screen: bool = False
 ) -> Look:
     """Measure a point.
 
     Args:
         graph: The network, at that point.
-        lin: Its linearization there.
-        grad_norm: Norm of the gradient.
+        loss: Loss of the captured batch there.
+        gradients: Its gradient.
         armijo: Whether to take the Armijo test on the captured batch.
         screen: Stop after the Armijo test if it fails: the point is not worth a teleport.
     """
-    found = Look(lin.loss, grad_norm)
+    found = Look(loss, length(gradients))
     step: Vector | None = None
     if graph.has_optimizer:
-        step = graph.optimizer_step(lin.gradients)
+        step = graph.optimizer_step(gradients)
         if armijo:
             found.stepped = graph.loss(step)
-            found.promised = inner(lin.gradients, step)
+            found.promised = inner(gradients, step)
             found.cost += FORWARD
         if screen and found.overshoots():
             return found

@@ -6,6 +6,7 @@ import importlib
 from typing import Any
 
 import pytest
+from helpers.installed import installed
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
@@ -18,7 +19,7 @@ settings.register_profile(
 settings.load_profile("quick")
 
 collect_ignore_glob = ["helpers/*"]  # no tests, and some need torch
-pytest.register_assert_rewrite("helpers")
+pytest.register_assert_rewrite("helpers.state", "helpers.torch_oracle")
 
 NAMESPACES = ("array_api_compat.numpy", "array_api_strict", "array_api_compat.torch")
 
@@ -27,5 +28,7 @@ NAMESPACES = ("array_api_compat.numpy", "array_api_strict", "array_api_compat.to
 def xp(request: pytest.FixtureRequest) -> Any:
     """An array API namespace; skipped where its library is not installed."""
     name: str = request.param
-    pytest.importorskip("torch.nn" if name.endswith("torch") else name.rpartition(".")[2])
+    library = name.rpartition(".")[2]
+    if not installed(library):
+        pytest.skip(f"{library} is not installed")
     return importlib.import_module(name)

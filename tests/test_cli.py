@@ -50,10 +50,11 @@ def broken():
 
 @pytest.fixture
 def torch() -> Any:
-    pytest.importorskip("sklearn")
-    pytest.importorskip("rich")
-    pytest.importorskip("matplotlib")
-    return pytest.importorskip("torch")
+    for package in ("sklearn", "rich", "matplotlib", "torch"):
+        pytest.importorskip(package)
+    import torch
+
+    return torch
 
 
 @pytest.fixture
@@ -118,15 +119,16 @@ def test_every_option_reaches_the_settings(torch: Any, tmp_path: Path) -> None:
     argv = (
         "compare --model cnn --optimizer adamw --lr 0.01 --schedule constant --init he --seeds 1 "
         "--budget 8 --batch 16 --width 4 --depth 1 --every 3 --no-guard --activation gelu "
-        "--device cpu --teleport-radius 0.2 --teleport-steps 2 --teleport-exclude 1.* 9.* "
-        "--no-teleport-bias --quiet --backend torch"
+        "--device cpu --threads 2 --teleport-radius 0.2 --teleport-steps 2 "
+        "--teleport-exclude 1.* 9.* --no-teleport-bias --quiet --backend torch"
     )
     assert main([*argv.split(), "--out", str(tmp_path)]) == 0
     record = json.loads((tmp_path / "nullport-compare.json").read_text())
     teleport = TeleportConfig(radius=0.2, steps=2, exclude=("1.*", "9.*"), bias=False)
     assert Results.from_dict(record).settings == Settings(
         "digits", "cnn", "adamw", 0.01, 4, 1, schedule="constant", init="he", activation="gelu",
-        seeds=1, budget=8, batch=16, every=3, guard=False, device="cpu", teleport=teleport,
+        seeds=1, budget=8, batch=16, every=3, guard=False, device="cpu", threads=2,
+        teleport=teleport,
     )  # fmt: skip
 
 

@@ -248,6 +248,7 @@ def test_settings_and_results_pickle(toy: Task, recorder: Backend) -> None:
         ({"activation": "tanh"}, "invalid activation: 'tanh'; allowed: 'relu', 'gelu'"),
         ({"seeds": 0}, "invalid seeds: 0; allowed: an integer of at least 1"),
         ({"budget": 2.5}, "invalid budget: 2.5; allowed: an integer"),
+        ({"threads": 0}, "invalid threads: 0; allowed: an integer of at least 1"),
         ({"batch": True}, "invalid batch: True; allowed: an integer"),
         ({"lr": 0.0}, "invalid lr: 0.0; allowed: a finite number above 0"),
         ({"lr": math.inf}, "invalid lr: inf; allowed: a finite number above 0"),
@@ -283,13 +284,16 @@ def test_the_picture_is_one(toy: Task, recorder: Backend, tmp_path: Path) -> Non
 
 
 def test_curves_are_interpolated_as_far_as_all_runs_go() -> None:
-    first = (Point(0, 0, 4.0), Point(4, 0, 0.0))
-    second = (Point(0, 0, 2.0), Point(1, 0, 1.0), Point(2, 0, math.inf))
+    first = (Point(0, 0, 4.0), Point(4, 8.0, 0.0))
+    second = (Point(0, 0, 2.0), Point(1, 1.0, 1.0), Point(2, 2.0, math.inf))
     runs = [Run("baseline", 0, 4, 4.0, 0.0, 1.0, None, curve) for curve in (first, second)]
-    grid, losses = curves(runs, "spent", points=5)
-    np.testing.assert_allclose(grid, [0, 0.5, 1, 1.5, 2])
-    np.testing.assert_allclose(losses[0], 4 - grid)
+    spent, losses = curves(runs, "spent", points=5)
+    np.testing.assert_allclose(spent, [0, 0.5, 1, 1.5, 2])
+    np.testing.assert_allclose(losses[0], 4 - spent)
     np.testing.assert_allclose(losses[1], [2, 1.5, 1, np.nan, np.nan])
+    seconds, same = curves(runs, "seconds", points=5)
+    np.testing.assert_allclose(seconds, 1.5 * spent)
+    np.testing.assert_array_equal(same, losses)
 
 
 def test_the_table_shows_mean_and_deviation(toy: Task, recorder: Backend) -> None:
@@ -348,11 +352,18 @@ def test_other_objectives_get_what_they_read(
     assert run(settings, digits, backend).of("teleport")[0].teleports
 
 
-def test_the_global_random_state_is_left_alone(digits: Task, backend: Backend) -> None:
+def test_nothing_global_stays_changed(digits: Task, backend: Backend) -> None:
     torch = pytest.importorskip("torch")
-    before = torch.get_rng_state()
-    run(small(seeds=1, width=16), digits, backend)
-    assert torch.equal(torch.get_rng_state(), before)
+    random, threads = torch.get_rng_state(), torch.get_num_threads()
+    seen = []
+    run(
+        small(seeds=1, width=16, threads=threads + 1),
+        digits,
+        backend,
+        lambda *_: seen.append(torch.get_num_threads()),
+    )
+    assert torch.equal(torch.get_rng_state(), random)
+    assert set(seen) == {torch.get_num_threads()} == {threads}
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adagrad", "adam", "adamw"])

@@ -87,6 +87,7 @@ class Seen:
     output_norm: Tensor
     output_shape: torch.Size
     replayable: bool
+    half: bool
 
 
 @dataclass
@@ -213,7 +214,8 @@ class Recorder(TorchFunctionMode):
         size = torch.linalg.vector_norm(out.detach())
         # A cast of the weight is kept by the autograd graph, which then misses a move.
         same = out.dtype == call.w.dtype and not self._copies
-        self.seen.append(Seen(call, inputs.detach(), edge, size, out.shape, same))
+        half = min(out.dtype.itemsize, inputs.dtype.itemsize) < 4
+        self.seen.append(Seen(call, inputs.detach(), edge, size, out.shape, same, half))
         weight, bias = self.origin(call.w), self.origin(call.b)
         if weight is not None:
             layout = _weight_layout(call, _offset(call.w) - weight.offset)

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from nullport import TeleportConfig, TeleportReport
 from nullport._freeze import freeze, keeps_its_batch
-from nullport._policy import Policy
+from nullport._policy import HORIZON, Policy
 from nullport._tangent import Engine
 from nullport_torch._api import teleport
 from nullport_torch._graph import Closure
@@ -37,6 +37,7 @@ class Teleporter:
         optimizer: Optimizer | None = None,
         *,
         every: int | str = "auto",
+        horizon: int = HORIZON,
         config: TeleportConfig | None = None,
     ) -> None:
         """Watch a model.
@@ -46,15 +47,17 @@ class Teleporter:
             optimizer: The optimizer that trains it. Without it nothing is known of the next step,
                 and moves are judged by the loss alone.
             every: Training steps between teleports, or ``"auto"``: early ones, fewer when they are
-                refused, and never more than 3 % of the compute of 1,000 steps or more.
+                refused, and never more than 3 % of the compute of ``horizon`` steps or more.
+            horizon: Training steps the run is expected to take.
             config: Settings of each teleport; the defaults if None.
 
         Raises:
-            ValueError: If ``every`` is neither ``"auto"`` nor a positive integer.
+            ValueError: If ``every`` is neither ``"auto"`` nor a positive integer, or ``horizon``
+                is no positive integer.
         """
         self._model, self._optimizer = model, optimizer
         self._config = config or TeleportConfig()
-        self._policy = Policy.parse(every)
+        self._policy = Policy.parse(every, horizon)
         self._recent: list[Closure] = []
         self._warned = False
         self._engine = Engine(self._config.tangent)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -29,11 +30,25 @@ CHUNK = 500
 """Samples in one forward pass of an evaluation."""
 
 
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Let torch compute with so many threads inside, and with as many as before after that."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class TorchTrainer:
-    """A torch network with its optimizer and teleporter; see ``nullport.compare.Trainer``."""
+    """A torch network with its optimizer and teleporter; see ``nullport.compare.Trainer``.
+
+    Nothing global stays changed: neither random states nor the number of threads.
+    """
 
     def __init__(self, task: Task, settings: Settings, seed: int) -> None:
-        """Make the network; the global random state is left as it was.
+        """Make the network.
 
         Args:
             task: The data it will see.
@@ -43,12 +58,16 @@ class TorchTrainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = build(task, settings)
-        self._task, self._device = task, settings.device
+        self._task, self._device, self._threads = task, settings.device, settings.threads
         self._reads_others = settings.teleport.objective == "look_ahead"
         self.model = model.to(settings.device)
         self._optimizer = OPTIMIZERS[settings.optimizer](self.model, settings.lr)
         self._teleporter = Teleporter(
-            self.model, self._optimizer, every=settings.every, config=settings.teleport
+            self.model,
+            self._optimizer,
+            every=settings.every,
+            horizon=settings.budget,
+            config=settings.teleport,
         )
 
     def set_lr(self, lr: float) -> None:
@@ -65,7 +84,8 @@ class TorchTrainer:
         closure = self._closure(batch)
         given = [None if given is None else self._closure(given) for given in (guard, others)]
         try:
-            report = self._teleporter.maybe_step(closure, *given)
+            with threads(self._threads):
+                report = self._teleporter.maybe_step(closure, *given)
         except ValueError:
             with torch.no_grad():
                 if math.isfinite(float(closure())):
@@ -75,10 +95,11 @@ class TorchTrainer:
 
     def step(self, batch: Batch) -> float:
         """Make a training step and return the loss before it."""
-        self._optimizer.zero_grad()
-        loss = self._closure(batch)()
-        loss.backward()
-        self._optimizer.step()
+        with threads(self._threads):
+            self._optimizer.zero_grad()
+            loss = self._closure(batch)()
+            loss.backward()
+            self._optimizer.step()
         return float(loss.detach())
 
     @torch.no_grad()
@@ -87,7 +108,8 @@ class TorchTrainer:
         total, right = 0.0, 0
         for start in range(0, len(inputs), CHUNK):
             x, y = self._tensors((inputs[start : start + CHUNK], targets[start : start + CHUNK]))
-            outputs = self.model(x)
+            with threads(self._threads):
+                outputs = self.model(x)
             total += float(self._loss(outputs, y)) * len(x)
             if self._task.kind != "regression":
                 right += int((outputs.argmax(-1) == y).sum())

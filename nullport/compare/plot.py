@@ -53,7 +53,7 @@ def _draw(axes: Any, arm: str, runs: Sequence[Run], axis: str) -> None:
 
 
 def curves(runs: Sequence[Run], axis: str, points: int = 200) -> tuple[Array, Array]:
-    """Interpolate the curves of several runs to common positions.
+    """Interpolate the curves of several runs at equal compute.
 
     Args:
         runs: The runs.
@@ -61,12 +61,17 @@ def curves(runs: Sequence[Run], axis: str, points: int = 200) -> tuple[Array, Ar
         points: Number of positions, as far as every run goes.
 
     Returns:
-        The positions, shape (points,), and the losses, shape (runs, points), nan where a run has
-        diverged.
+        The positions on the axis, shape (points,), of seconds the median over the runs, which a
+        busy machine disturbs least; and the losses there, shape (runs, points), nan where a run
+        has diverged.
     """
-    grid = np.linspace(0, min(getattr(run.curve[-1], axis) for run in runs), points)
-    losses = [
-        np.interp(grid, [getattr(p, axis) for p in run.curve], [p.loss for p in run.curve])
-        for run in runs
-    ]
-    return grid, np.where(np.isfinite(losses), losses, np.nan)
+    grid = np.linspace(0, min(run.curve[-1].spent for run in runs), points)
+
+    def at_grid(run: Run, name: str) -> Array:
+        spent = [point.spent for point in run.curve]
+        values: Array = np.interp(grid, spent, [getattr(point, name) for point in run.curve])
+        return values
+
+    positions: Array = np.median([at_grid(run, axis) for run in runs], axis=0)
+    losses = np.array([at_grid(run, "loss") for run in runs])
+    return positions, np.where(np.isfinite(losses), losses, np.nan)

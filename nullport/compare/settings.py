@@ -62,6 +62,8 @@ class Settings:
             refused.
         guard: Whether the previous training batch has a say in accepting a teleport.
         device: Where to train, as the backend names it.
+        threads: Threads that a CPU computes with. More make large networks faster, and seconds
+            less comparable where other work is going on.
         teleport: Settings of the teleports.
 
     Raises:
@@ -78,11 +80,12 @@ class Settings:
     init: InitName = "default"
     activation: ActivationName = "relu"
     seeds: int = 3
-    budget: int = 300
+    budget: int = 1000
     batch: int = 64
     every: Literal["auto"] | int = "auto"
     guard: bool = True
     device: str = "cpu"
+    threads: int = 1
     teleport: TeleportConfig = field(default_factory=TeleportConfig)
 
     @classmethod
@@ -111,7 +114,7 @@ class Settings:
             if value not in allowed:
                 msg = f"invalid {name}: {value!r}; allowed: {', '.join(map(repr, allowed))}"
                 raise ValueError(msg)
-        for name in ("width", "depth", "seeds", "budget", "batch"):
+        for name in ("width", "depth", "seeds", "budget", "batch", "threads"):
             _check_count(name, getattr(self, name))
         if self.every != "auto":
             _check_count("every", self.every, "'auto' or ")

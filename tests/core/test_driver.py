@@ -27,14 +27,14 @@ def _flat(arrays: list[Any]) -> Any:
 
 
 def _grad_norm(graph: MLPGraph) -> float:
-    return float(np.linalg.norm(_flat(graph.gradient(graph.values)[1])))
+    return float(np.linalg.norm(_flat(graph.differentiate(graph.values)[1])))
 
 
 def _hessian_times_gradient(graph: MLPGraph, step: float = 1e-5) -> list[Any]:
     """Return ``d(||g||^2 / 2)/dw`` by a central difference of two gradients, per parameter."""
-    v = graph.gradient(graph.values)[1]
+    v = graph.differentiate(graph.values)[1]
     ends = [
-        graph.gradient([w + sign * step * a for w, a in zip(graph.values, v, strict=True)])[1]
+        graph.differentiate([w + sign * step * a for w, a in zip(graph.values, v, strict=True)])[1]
         for sign in (1.0, -1.0)
     ]
     return [(to_numpy(a) - to_numpy(b)) / (2 * step) for a, b in zip(ends[0], ends[1], strict=True)]
@@ -42,7 +42,7 @@ def _hessian_times_gradient(graph: MLPGraph, step: float = 1e-5) -> list[Any]:
 
 def test_the_hand_written_gradient_is_right() -> None:
     graph = MLPGraph(np, (3, 4, 2))
-    gradient = _flat(graph.gradient(graph.values)[1])
+    gradient = _flat(graph.differentiate(graph.values)[1])
     found = []
     for k, w in enumerate(graph.values):
         for index in np.ndindex(w.shape):

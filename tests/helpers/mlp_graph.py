@@ -57,7 +57,7 @@ class MLPGraph:
             else None
         )
         self.start = list(self.values)
-        self.restored = 0
+        self.restored = self.released = 0
         self.settled: list[bool] = []
 
     def weights(self) -> list[Any]:
@@ -79,7 +79,7 @@ class MLPGraph:
         _, out = self._forward(values, batch[0])
         return 0.5 * self.xp.mean((out - batch[1]) ** 2)
 
-    def gradient(self, values: Sequence[Any]) -> tuple[Any, list[Any], list[Any], list[Any]]:
+    def differentiate(self, values: Sequence[Any]) -> tuple[Any, list[Any], list[Any], list[Any]]:
         """Return loss, gradients, layer inputs and cotangents."""
         xp = self.xp
         inputs, out = self._forward(values, self.batch[0])
@@ -95,7 +95,7 @@ class MLPGraph:
         return self._evaluate(values, self.batch), gradients, inputs, cotangents
 
     def linearize(self, *, unchanged: bool = False, again: bool = False) -> Linearization:
-        loss, gradients, inputs, cotangents = self.gradient(self.values)
+        loss, gradients, inputs, cotangents = self.differentiate(self.values)
         sites, uses = [], []
         for i, (x, delta) in enumerate(zip(inputs, cotangents, strict=True)):
             weight = self.values[2 * i]
@@ -106,6 +106,13 @@ class MLPGraph:
                 Use(2 * i + 1, i, "bias", matrix((), weight.shape[0], None)),
             ]
         return Linearization(loss, list(gradients), sites, uses)
+
+    def gradient(self) -> tuple[Any, list[Any]]:
+        loss, gradients, _, _ = self.differentiate(self.values)
+        return loss, gradients
+
+    def release(self) -> None:
+        self.released += 1
 
     def replay(self, v: Sequence[Any], step: Any, receive: Receive) -> None:
         moved = [w if a is None else w + step * a for w, a in zip(self.values, v, strict=True)]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from helpers.installed import installed
 
-# This folder itself can be imported as ``torch``; its submodules cannot.
-INSTALLED = find_spec("torch.nn") is not None
+INSTALLED = installed("torch")
 collect_ignore_glob = [] if INSTALLED else ["test_*.py"]
 
 # torch's forward-mode AD calls its own deprecated torch.jit.script on first use.

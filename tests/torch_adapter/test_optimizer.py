@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nullport import TeleportConfig
-from nullport_torch import teleport
+from nullport_torch import inspect, teleport
 from nullport_torch._optimizer import step_of_copy
 
 Closure = Callable[[], Tensor]
@@ -145,6 +145,25 @@ def test_a_move_is_kept_exactly_if_the_next_step_still_behaves(name: str, radius
         assert report.reason == "the optimizer's own step already overshoots here"
 
 
+@pytest.mark.parametrize("curvature", [0.5, 3.0])
+@pytest.mark.parametrize(("reach", "passes"), [(0.99, True), (1.01, False)])
+def test_on_a_parabola_the_largest_step_is_the_cauchy_step(
+    curvature: float, reach: float, passes: bool
+) -> None:
+    """With half the slope's promise to be kept, a learning rate of 1 / curvature is the limit."""
+    model = nn.Linear(3, 2).double()
+    model.p = nn.Parameter(torch.tensor(1.5, dtype=torch.float64))
+    x = torch.randn(2, 3, dtype=torch.float64)
+
+    def closure() -> Tensor:
+        return 0.5 * curvature * model.p.square() + 0.0 * model(x).sum()
+
+    optimizer = torch.optim.SGD(model.parameters(), reach / curvature)
+    report = teleport(model, closure, optimizer=optimizer)
+    overshoots = report.reason == "the optimizer's own step already overshoots here"
+    assert overshoots != passes
+
+
 def _loss_of(model: nn.Module, closure: Closure) -> Tensor:
     """Evaluate the batch of a closure on another model."""
     cells = dict(zip(closure.__code__.co_freevars, closure.__closure__ or (), strict=True))
@@ -243,6 +262,15 @@ def test_an_objective_that_needs_an_optimizer(objective: str, words: str) -> Non
     with pytest.raises(ValueError, match=words):
         teleport(model, closure, config=TeleportConfig(objective=objective))  # type: ignore[arg-type]
     before.assert_unchanged()
+
+
+@pytest.mark.parametrize("objective", ["auto", "grad_norm", "decrease", "look_ahead"])
+def test_inspect_takes_any_objective(objective: str) -> None:
+    """It lists what could move; it has no optimizer to ask."""
+    model, closure, *_ = _made()
+    config = TeleportConfig(objective=objective)  # type: ignore[arg-type]
+    names = [layer.name for layer in inspect(model, closure, config=config)]
+    assert names == ["0.weight", "2.weight", "4.weight"]
 
 
 def test_look_ahead_needs_other_samples() -> None:

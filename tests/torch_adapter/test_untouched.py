@@ -335,3 +335,41 @@ def test_a_weight_that_is_a_slice_of_a_larger_memory() -> None:
     teleport(plain, lambda: F.cross_entropy(plain(x), y))
     for mine, theirs in zip(model.parameters(), plain.parameters(), strict=True):
         assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("config", ["exact", "steps", "threshold", "budget", "fd"])
+@pytest.mark.parametrize(
+    "body", [torch.float32, torch.bfloat16, torch.float16], ids=lambda dtype: str(dtype)[6:]
+)
+def test_layers_of_different_dtypes(body: torch.dtype, config: str) -> None:
+    """A body in low precision between layers in float64 or float32."""
+    outer = F64 if body == torch.float32 else torch.float32
+    model, x, y = _mlp(outer)
+    model[2].to(body)
+
+    def forward() -> Tensor:
+        h = torch.tanh(model[0](x)).to(body)
+        return model[4](torch.tanh(model[2](h)).to(outer))
+
+    def closure() -> Tensor:
+        return F.cross_entropy(forward().double(), y)
+
+    settings = {
+        "exact": {"projection": "threshold"},
+        "steps": {"projection": "threshold", "steps": 3},
+        "threshold": {"projection": "threshold", "threshold": 1e-3, "steps": 2},
+        "budget": {"projection": "budget", "steps": 2},
+        "fd": {"projection": "threshold", "tangent": "fd"},
+    }
+    before, loss = Snapshot(model), closure().item()
+    report = teleport(
+        model,
+        closure,
+        config=TeleportConfig(radius=0.1, max_loss_change=0.5, **settings[config]),  # type: ignore[arg-type]
+    )
+    assert report.accepted
+    before.assert_rest_unchanged()
+    assert {"2.weight", "2.bias", "4.weight", "4.bias"} <= before.moved()
+    if config != "threshold":
+        tolerance = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 3e-2}[body]
+        assert closure().item() == pytest.approx(loss, rel=tolerance)

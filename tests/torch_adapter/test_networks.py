@@ -121,3 +121,32 @@ def test_every_layer_stays_within_its_budget(
         ]
         assert outputs[0] <= budget * outputs[1] * (1 + 1e-3) + slack * outputs[1], layer.name
         assert 0 < layer.moved <= 0.2 * (1 + 1e-4), layer.name
+
+
+@EVERY_NETWORK
+@pytest.mark.parametrize("tangent", ["auto", "jvp", "fd"])
+@pytest.mark.parametrize("setting", ["bfloat16", "float16", "autocast"])
+def test_low_precision(network: Network, setting: str, tangent: str) -> None:
+    """The loss that is reported is the one outside; the change is of the size of the rounding."""
+    dtype = torch.float32 if setting == "autocast" else getattr(torch, setting)
+    model, forward = build(network, dtype)
+
+    def closure() -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=setting == "autocast"):
+            return forward()
+
+    outside = seeded(closure, SEED)
+    loss = outside().item()
+    torch.manual_seed(SEED)
+    config = TeleportConfig(
+        projection="threshold",
+        radius=0.05,
+        max_loss_change=0.1,
+        tangent=tangent,  # type: ignore[arg-type]
+    )
+    report = teleport(model, closure, config=config)
+    assert report.accepted, report.reason
+    assert report.loss_before == pytest.approx(loss, rel=1e-6)
+    assert report.loss_after == pytest.approx(outside().item(), rel=1e-6)
+    assert report.loss_after == pytest.approx(loss, rel=1e-2)
+    assert report.grad_norm_after > report.grad_norm_before
