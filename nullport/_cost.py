@@ -28,8 +28,8 @@ def gradient_work(lin: Linearization, blocks: list[Block]) -> float:
     )
 
 
-def null_space_work(block: Block, lin: Linearization) -> float:
-    """Return the operations of a row space and of one projection onto its complement.
+def null_space_work(block: Block, lin: Linearization, rows: int) -> float:
+    """Return the operations of a row space, of ``rows`` rows, and of one projection.
 
     QR with an explicit basis: ``4 n^2 d``. Gram matrix and eigendecomposition in float64:
     ``4 n d^2 + 18 d^3``. Projection: ``4 n^2 d`` (rows) or ``4 out d^2``.
@@ -40,4 +40,4 @@ def null_space_work(block: Block, lin: Linearization) -> float:
     samples = sum(lin.sites[i].samples for i in block.sites)
     if samples <= inputs:
         return 8.0 * stack * samples**2 * inputs
-    return stack * (4.0 * samples * inputs**2 + 18.0 * inputs**3) + 4.0 * rest * inputs**2
+    return stack * (4.0 * rows * inputs**2 + 18.0 * inputs**3) + 4.0 * rest * inputs**2

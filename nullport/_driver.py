@@ -194,7 +194,7 @@ class _Run:
             layer, filter_ = make_layer(block, self.graph, lin, weights, self.config, self.radius)
             self.layers.append(layer)
             self.filters.append(filter_)
-            self.cost += cost.null_space_work(block, lin) / work
+            self.cost += cost.null_space_work(block, lin, filter_.space.rows) / work
 
     def directions(self, lin: Linearization) -> Accumulator:
         """Send tangents along the objective's ``v`` through the network."""

@@ -286,7 +286,8 @@ def make_filter(
     chunks = (chunk for site in sites for chunk in site.rows())
     tight = config.projection == "budget" and samples > (1 - SLACK) * block.features
     spectrum = tight or config.threshold > 0
-    space = row_space(chunks, samples, bias=block.bias is not None, spectrum=spectrum)
+    bias = block.bias is not None
+    space = row_space(chunks, samples, bias=bias, spectrum=spectrum, only_null=not spectrum)
     if tight:
         change = config.budget * output_norm / config.steps
         return BudgetFilter(space, change, length / config.steps)
