@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 import re
 from typing import Any
@@ -76,6 +77,6 @@ def test_the_record_is_frozen_and_hashable() -> None:
 
 
 def test_every_field_is_documented() -> None:
-    attributes = (TeleportConfig.__doc__ or "").partition("Raises:")[0]
-    described = re.findall(r"^        (\w+):", attributes, re.MULTILINE)
+    attributes = (inspect.getdoc(TeleportConfig) or "").partition("Raises:")[0]
+    described = re.findall(r"^    (\w+):", attributes, re.MULTILINE)
     assert [f.name for f in dataclasses.fields(TeleportConfig)] == described
