@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
-from array_api_compat import array_namespace, device, size
+from array_api_compat import array_namespace, device
 
 Array: TypeAlias = Any
 """An array of any namespace that follows the Python array API standard."""
@@ -69,8 +69,3 @@ def probe_vector(like: Array, length: int) -> Array:
     xp = namespace(like)
     index = xp.arange(1, length + 1, dtype=like.dtype, device=device(like))
     return xp.cos(index * 1.7) + 0.1
-
-
-def elements(x: Array) -> int:
-    """Return the number of elements of ``x``."""
-    return size(x) or 0
