@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -165,6 +166,20 @@ def llama(dtype: torch.dtype) -> Built:
     return model, lambda: _next_token(model(input_ids=ids, use_cache=False).logits, ids)
 
 
+def llama_in_its_own_dtype(dtype: torch.dtype) -> Built:
+    """Llama whose norms do not drop to float32, so that float64 means float64."""
+    model, closure = llama(dtype)
+
+    def norm(self: nn.Module, h: Tensor) -> Tensor:
+        scale = torch.rsqrt(h.square().mean(-1, keepdim=True) + self.variance_epsilon)
+        return self.weight * (h * scale)
+
+    for module in model.modules():
+        if type(module).__name__ == "LlamaRMSNorm":
+            module.forward = types.MethodType(norm, module)  # type: ignore[method-assign]
+    return model, closure
+
+
 def _next_token(logits: Tensor, ids: Tensor) -> Tensor:
     return F.cross_entropy(logits[:, :-1].double().flatten(0, 1), ids[:, 1:].flatten())
 
@@ -180,7 +195,8 @@ NETWORKS = [
     Network("encoder", encoder, frozenset({"embed.weight"})),
     Network("GPT-2", gpt2, excluded=frozenset({"transformer.wte.weight"})),
     Network("BERT", bert),
-    Network("Llama", llama, tolerance=1e-4),
+    Network("Llama", llama_in_its_own_dtype),
+    Network("Llama with float32 inside", llama, tolerance=1e-4),
 ]
 
 
