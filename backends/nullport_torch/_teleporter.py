@@ -47,7 +47,8 @@ class Teleporter:
             optimizer: The optimizer that trains it. Without it nothing is known of the next step,
                 and moves are judged by the loss alone.
             every: Training steps between teleports, or ``"auto"``: early ones, fewer when they are
-                refused, and never more than 3 % of the compute of ``horizon`` steps or more.
+                refused, and none that, at the cost of the last one, would take teleports beyond
+                3 % of the compute of ``horizon`` steps or more.
             horizon: Training steps the run is expected to take.
             config: Settings of each teleport; the defaults if None.
 
