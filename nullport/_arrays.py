@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
-from array_api_compat import array_namespace, device
+from array_api_compat import array_namespace, device, is_lazy_array
 
 Array: TypeAlias = Any
 """An array of any namespace that follows the Python array API standard."""
@@ -22,6 +22,23 @@ def namespace(x: Array) -> Any:
     if kind not in _NAMESPACES:
         _NAMESPACES[kind] = array_namespace(x)
     return _NAMESPACES[kind]
+
+
+def known(condition: Array) -> bool:
+    """Return whether a 0-d bool is true and may be asked for; a traced one may not.
+
+    Work is skipped where this holds. Where nothing can be asked, it is done and masked.
+    """
+    return not is_lazy_array(condition) and bool(condition)
+
+
+def plain(x: Array) -> Any:
+    """Return a 0-d array as a Python number, or as it is where it may be traced."""
+    if is_lazy_array(x):
+        return x
+    if isinstance(x, float):  # of Python or NumPy
+        return float(x)
+    return int(x) if namespace(x).isdtype(x.dtype, "integral") else float(x)
 
 
 def widen(x: Array) -> Array:

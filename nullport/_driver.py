@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
-from math import isfinite
+from enum import IntEnum
 
 from nullport import _cost as cost
-from nullport._arrays import Array, namespace, widen, with_column
+from nullport._arrays import Array, known, namespace, plain, widen, with_column
 from nullport._budget import BudgetFilter
 from nullport._capture import BIAS, Block, Excluded, capture
 from nullport._config import Objective, TeleportConfig
@@ -23,9 +23,9 @@ from nullport._graph import LayerGraph, Linearization, TangentUnavailable
 from nullport._layer import Layer, make_filter, make_layer, take_steps
 from nullport._objective import Vector, length, pull
 from nullport._projection import Filter
-from nullport._report import LayerReport, TeleportReport
+from nullport._report import Cause, LayerReport, TeleportReport
 from nullport._tangent import Engine
-from nullport._verdict import Look, look, verdict
+from nullport._verdict import Look, first, look, verdict
 
 AUTO_RADIUS = 0.1
 """Radius of ``"auto"`` when nothing is known of the optimizer."""
@@ -75,7 +75,7 @@ def inspect(graph: LayerGraph, config: TeleportConfig | None = None) -> list[Lay
 
 
 def _finite(lin: Linearization) -> Linearization:
-    if not isfinite(float(lin.loss)):
+    if known(~namespace(lin.loss).isfinite(lin.loss)):
         msg = f"the closure returned loss {float(lin.loss)}; a teleport needs a finite loss"
         raise ValueError(msg)
     return lin
@@ -100,9 +100,13 @@ class _Run:
         graph, config = self.graph, self.config
         lin = _finite(graph.linearize(again=config.steps > 1))
         before = look(graph, lin.loss, lin.gradients, armijo=self._armijo, screen=True)
-        if before.overshoots():
-            reason = "the optimizer's own step already overshoots here"
-            return self._report(start, before, before, reason)
+        stops: list[tuple[IntEnum, Array]] = [
+            (Cause.INFINITE, ~namespace(lin.loss).isfinite(lin.loss)),
+            (Cause.GRADIENT, ~namespace(lin.loss).isfinite(before.grad_norm)),
+            (Cause.SCREEN, before.overshoots()),
+        ]
+        if known(first(stops) > 0):
+            return self._report(start, before, before, first(stops))
         self.prepare(lin)
         self.grad_norm = before.grad_norm
         for remaining in reversed(range(config.steps)):
@@ -113,8 +117,9 @@ class _Run:
                 self.cost += cost.BACKWARD if lin.reused else cost.GRADIENT
                 if not self._exact:
                     self._rebuild_filters(lin)
-        if all(layer.length is None for layer in self.layers):
-            return self._report(start, before, before, "no weight can move")
+        stops.append((Cause.STILL, self._still(before)))
+        if known(stops[-1][1]):
+            return self._report(start, before, before, first(stops))
         for layer in self.layers:
             layer.measure(lin, sample=self._exact)
         # From here on nothing but the loss is asked for: let go of all that is as large as inputs.
@@ -124,7 +129,18 @@ class _Run:
         loss, gradients = graph.gradient()
         self.cost += cost.GRADIENT
         after = look(graph, loss, gradients, armijo=self._armijo)
-        return self._report(start, before, after, verdict(before, after, config.max_loss_change))
+        code = verdict(before, after, config.max_loss_change)
+        stop = first(stops)
+        code = namespace(code).where(stop > 0, stop, code)
+        return self._report(start, before, after, code)
+
+    def _still(self, before: Look) -> Array:
+        """Whether no weight has moved, 0-d bool."""
+        lengths = [layer.length for layer in self.layers if layer.length is not None]
+        xp = namespace(before.loss)
+        if not lengths:
+            return xp.isfinite(before.loss) | True
+        return xp.all(xp.stack(lengths) == 0)
 
     @property
     def _armijo(self) -> bool:
@@ -139,23 +155,22 @@ class _Run:
         """The objective, with ``"auto"`` resolved."""
         if self.config.objective != "auto":
             return self.config.objective
-        known = self.graph.has_optimizer and self.graph.has_others
-        return "look_ahead" if known else "grad_norm"
+        both = self.graph.has_optimizer and self.graph.has_others
+        return "look_ahead" if both else "grad_norm"
 
-    def _report(self, start: float, before: Look, after: Look, reason: str) -> TeleportReport:
+    def _report(self, start: float, before: Look, after: Look, cause: Array) -> TeleportReport:
         """Keep or undo the move, and say so."""
-        self.graph.settle(not reason)
+        self.graph.settle(cause == 0)
         looks = before.cost if before is after else before.cost + after.cost
         return TeleportReport(
-            loss_before=float(before.loss),
-            loss_after=float(after.loss),
-            guard_before=None if before.guard is None else float(before.guard),
-            guard_after=None if after.guard is None else float(after.guard),
-            grad_norm_before=float(before.grad_norm),
-            grad_norm_after=float(after.grad_norm),
+            loss_before=plain(before.loss),
+            loss_after=plain(after.loss),
+            guard_before=None if before.guard is None else plain(before.guard),
+            guard_after=None if after.guard is None else plain(after.guard),
+            grad_norm_before=plain(before.grad_norm),
+            grad_norm_after=plain(after.grad_norm),
             radius=self.radius,
-            accepted=not reason,
-            reason=reason,
+            cause=plain(cause),
             seconds=time.perf_counter() - start,
             cost=self.cost + looks,
             tangent=self.engine.used,
@@ -252,5 +267,5 @@ class _Run:
     def layer_reports(self) -> list[LayerReport]:
         """Return one report per weight that is used by a linear map."""
         moved = [layer.report() for layer in self.layers]
-        still = [LayerReport(e.name, reason=e.reason) for e in self.excluded if e.reason != BIAS]
+        still = [LayerReport(e.name, note=e.reason) for e in self.excluded if e.reason != BIAS]
         return moved + still

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from enum import IntEnum
 from functools import cached_property, reduce
 from math import prod
 from operator import or_
 
-from nullport._arrays import Array, joint_norm, namespace, norm, widen, with_column
+from nullport._arrays import Array, joint_norm, namespace, norm, plain, widen, with_column
 from nullport._budget import BudgetFilter
 from nullport._capture import Block, explained, without_hidden_bias
 from nullport._config import TeleportConfig
 from nullport._direction import Direction
 from nullport._graph import LayerGraph, Linearization, Move
 from nullport._projection import Filter, threshold_filter
-from nullport._report import LayerReport
+from nullport._report import Hold, LayerReport
 from nullport._rowspace import row_space
 from nullport._tangent import bits
+from nullport._verdict import first
 
 MISMATCH = {16: 0.05, 32: 1e-4, 64: 1e-9}
 """Largest relative part of a gradient, by dtype bits, that the sites may leave unexplained."""
@@ -31,15 +33,6 @@ SLACK = 1 / 8
 
 SAMPLED_ROWS = 16
 """Rows on which the output change is measured where the null space is exact."""
-
-WORDS = {
-    "hidden": "part of its gradient comes from a use that is not visible",
-    "empty": "its null space is empty",
-    "still": "its inputs do not depend on the weights, as in a first layer",
-    "broken": "its direction is not finite",
-    "spanned": "its direction lies in the row space of its inputs",
-}
-"""Why a captured block does not move, by cause, in the order in which causes are named."""
 
 
 @dataclass
@@ -85,12 +78,16 @@ class Layer:
         """Whether the block was fully seen and has a null space (0-d bool)."""
         return ~(self.empty | self.hidden)
 
-    def causes(self) -> dict[str, Array | bool]:
-        """Return, per key of ``WORDS``, whether it keeps the block from moving (0-d bool)."""
-        causes: dict[str, Array | bool] = {"hidden": self.hidden, "empty": self.empty}
+    def hold(self) -> Array:
+        """Return why the block does not move, a code of :class:`Hold` as a 0-d array."""
+        tests: list[tuple[IntEnum, Array]] = [(Hold.HIDDEN, self.hidden), (Hold.EMPTY, self.empty)]
         if self.size is None or self.share is None:
-            return causes | {"still": True}
-        return causes | _causes(self.size, self.share)
+            tests.append((Hold.STILL, self.hidden == self.hidden))
+        else:
+            tests += list(_tests(self.size, self.share).items())
+            if self.length is not None:
+                tests.append((Hold.SHORT, self.length == 0))
+        return first(tests)
 
     def step(
         self, direction: Direction, filter_: Filter | BudgetFilter, factor: Array, reach: Array
@@ -150,33 +147,38 @@ class Layer:
                     return
 
     def report(self) -> LayerReport:
-        """Return what happened to the block, as plain numbers."""
+        """Return what happened to the block."""
         stack = prod(size for size, _ in self.block.layout.stack)
-        length = 0.0 if self.length is None else float(self.length)
-        moved = length / max(float(self.weight_norm), 1e-30)
-        reason = next((WORDS[cause] for cause, holds in self.causes().items() if holds), "")
-        output = max(float(self.output_norm), 1e-30)
+        xp = namespace(self.weight_norm)
+        length = xp.zeros_like(self.weight_norm) if self.length is None else self.length
+        output = _positive(self.output_norm)
         return LayerReport(
             name=self.block.name,
             kind=self.kind,
             in_features=self.block.features,
             samples=self.samples,
-            rank=stack * self.block.features - int(self.free),
-            null_dim=int(self.free),
-            moved=moved,
-            output_change_bound=(float(self.bound) + length * float(self.rounding)) / output,
-            output_change=0.0 if self.change is None else float(self.change) / output,
-            reason="" if moved else reason,
+            rank=plain(stack * self.block.features - self.free),
+            null_dim=plain(self.free),
+            moved=plain(length / _positive(self.weight_norm)),
+            output_change_bound=plain((self.bound + length * self.rounding) / output),
+            output_change=0.0 if self.change is None else plain(self.change / output),
+            hold=plain(xp.where(length > 0, xp.zeros_like(hold := self.hold()), hold)),
         )
 
 
-def _causes(size: Array, share: Array) -> dict[str, Array]:
+def _positive(x: Array) -> Array:
+    """Return ``x`` where it is positive, else 1: a divisor."""
+    xp = namespace(x)
+    return xp.where(x > 0, x, xp.ones_like(x))
+
+
+def _tests(size: Array, share: Array) -> dict[Hold, Array]:
     """Causes that depend on a direction's norm and on the share the projection left of it."""
     xp = namespace(size)
     return {
-        "still": size == 0,
-        "broken": ~xp.isfinite(size),
-        "spanned": share < 1e3 * float(xp.finfo(size.dtype).eps),
+        Hold.STILL: size == 0,
+        Hold.BROKEN: ~xp.isfinite(size),
+        Hold.SPANNED: share < 1e3 * float(xp.finfo(size.dtype).eps),
     }
 
 
@@ -203,7 +205,7 @@ def take_steps(
     size = xp.stack([direction.size for *_, direction in moving])
     share = xp.stack([direction.share for *_, direction in moving])
     able = xp.stack([layer.able for layer, *_ in moving])
-    held = reduce(or_, _causes(size, share).values(), ~able)
+    held = reduce(or_, _tests(size, share).values(), ~able)
     norms = xp.stack([xp.astype(layer.weight_norm, size.dtype) for layer, *_ in moving])
     size = xp.where(held, xp.ones_like(size), size)
     reach = xp.where(held, xp.zeros_like(size), length * norms)

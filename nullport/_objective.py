@@ -62,9 +62,11 @@ def look_ahead(graph: LayerGraph, gradients: Vector) -> Pull:
     step = graph.optimizer_step(gradients)
     direct = graph.elsewhere(step)
     size, other = length(gradients), length(direct)
-    probe = PROBE * float(size) / max(float(other), 1e-30)
+    xp = namespace(size)
+    probe = PROBE * size / xp.where(other > 0, other, xp.ones_like(other))
+    probe = xp.where(probe > 0, probe, xp.full_like(probe, PROBE))
     bent = graph.optimizer_step(combine(gradients, probe, direct))
-    v = [None if a is None else a / probe for a in combine(bent, -1.0, step)]
+    v = [None if a is None else scaled(1 / probe, a) for a in combine(bent, -1.0, step)]
     return Pull(v, direct, cost=1.0)
 
 
@@ -88,9 +90,19 @@ def pull(objective: str | Callable[[Vector], Vector], graph: LayerGraph, gradien
     return Pull(v)
 
 
-def combine(a: Vector, factor: float, b: Vector) -> list[Array | None]:
+def combine(a: Vector, factor: float | Array, b: Vector) -> list[Array | None]:
     """Return ``a + factor b``, None where ``a`` is None and taking ``b`` as 0 where it is None."""
-    return [x if x is None or y is None else x + factor * y for x, y in zip(a, b, strict=True)]
+    return [
+        x if x is None or y is None else x + scaled(factor, y) for x, y in zip(a, b, strict=True)
+    ]
+
+
+def scaled(factor: float | Array, x: Array) -> Array:
+    """Return ``factor x`` in the dtype of ``x``, for a Python number or a 0-d array."""
+    if isinstance(factor, float):
+        return factor * x
+    xp = namespace(x)
+    return xp.astype(factor, x.dtype, copy=False) * x
 
 
 def length(vector: Vector) -> Array:

@@ -1,36 +1,39 @@
 """When to teleport and how far: nothing to tune.
 
-- *When*: early, after ``FIRST`` training steps, then at intervals that grow slowly after an
-  accepted teleport and double after a refused one.
+- *When*: early, from ``FIRST`` training steps on, then at intervals that grow after an accepted
+  teleport and grow faster after a refused one.
 - *How far*: a trust region carried across teleports. The radius doubles after an acceptance and is
-  quartered after a refusal; there is no inner search.
+  halved after a refusal; there is no inner search.
 - *How much*: teleports may use at most ``SHARE`` of the compute, refused ones at most
   ``SHARE_REFUSED``, both counted against at least ``horizon`` steps, the expected length of the
   run, so that early teleports are possible at all. One that would exceed its share is not made.
+
+A :class:`Rule` maps states to states, on 0-d arrays of any namespace, so that it can be traced.
+:class:`Policy` is a rule with its present state, for a loop in Python.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
+import numpy as np
+
+from nullport._arrays import Array, namespace
 from nullport._config import TeleportConfig
 from nullport._report import TeleportReport
 
-FIRST = 10
-GROW_ACCEPTED, GROW_REFUSED = 1.25, 2.0
+FIRST = 2
+GROW_ACCEPTED, GROW_REFUSED = 1.5, 2.0
 SHARE, SHARE_REFUSED, HORIZON = 0.03, 0.01, 1000
-RADIUS, WIDEN, NARROW = 0.1, 2.0, 0.25
+RADIUS, WIDEN, NARROW = 0.3, 2.0, 0.5
 SMALLEST, LARGEST = 1e-4, 1.0
 
 
-@dataclass
-class Policy:
-    """Counts training steps, says when a teleport is due, and learns from its outcome.
+class State(NamedTuple):
+    """What a policy remembers: 0-d arrays of one floating dtype.
 
     Attributes:
-        every: Fixed number of steps between teleports (then no share is kept to), or None.
-        horizon: Training steps the run is expected to take.
         step: Training steps so far.
         due: Step before which the next teleport is due.
         interval: Steps between teleports now.
@@ -40,79 +43,145 @@ class Policy:
         last: Compute used by the last teleport.
     """
 
+    step: Array
+    due: Array
+    interval: Array
+    radius: Array
+    spent: Array
+    wasted: Array
+    last: Array
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a state goes on.
+
+    Attributes:
+        every: Fixed number of steps between teleports (then no share is kept to), or None.
+        horizon: Training steps the run is expected to take.
+    """
+
     every: int | None = None
     horizon: int = HORIZON
-    step: int = 0
-    due: int = -1
-    interval: float = FIRST
-    radius: float = RADIUS
-    spent: float = 0.0
-    wasted: float = 0.0
-    last: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Set the first due step."""
-        if self.every is not None:
-            self.interval = self.every
-        if self.due < 0:
-            self.due = int(self.interval)
 
     @staticmethod
-    def parse(every: int | str, horizon: int = HORIZON) -> Policy:
-        """Make a policy from the arguments of an adapter.
+    def parse(every: int | str, horizon: int = HORIZON) -> Rule:
+        """Make a rule from the arguments of an adapter.
 
         Raises:
             ValueError: If ``every`` is neither ``"auto"`` nor a positive integer, or ``horizon``
                 is no positive integer.
 
-        >>> Policy.parse(50).due
-        50
+        >>> Rule.parse(50)
+        Rule(every=50, horizon=1000)
         """
         if not isinstance(horizon, int) or isinstance(horizon, bool) or horizon < 1:
             msg = f"invalid horizon: {horizon!r}; allowed: an integer of at least 1"
             raise ValueError(msg)
         if every == "auto":
-            return Policy(horizon=horizon)
+            return Rule(horizon=horizon)
         if not isinstance(every, int) or isinstance(every, bool) or every < 1:
             msg = f"invalid every: {every!r}; allowed: 'auto' or an integer of at least 1"
             raise ValueError(msg)
-        return Policy(every=every, horizon=horizon)
+        return Rule(every, horizon)
 
-    def tick(self) -> bool:
-        """Count a training step; return whether a teleport is due before it."""
-        due = self.step >= self.due and self._affordable()
-        self.step += 1
-        return due
+    def start(self, zero: Array) -> State:
+        """Return the state before the first step, in the namespace and dtype of a 0-d ``zero``."""
+        first = zero + (FIRST if self.every is None else self.every)
+        return State(zero, first, first, zero + RADIUS, zero, zero, zero)
+
+    def due(self, state: State) -> Array:
+        """Whether a teleport is due before the present step, 0-d bool."""
+        due = state.step >= state.due
+        if self.every is not None:
+            return due
+        xp = namespace(state.step)
+        length = xp.maximum(state.step, xp.full_like(state.step, float(self.horizon)))
+        within = state.spent + state.last <= SHARE * length
+        hopeful = (state.wasted == 0) | (state.wasted + state.last <= SHARE_REFUSED * length)
+        return due & within & hopeful
+
+    def near(self, state: State, steps: int) -> Array:
+        """Whether a teleport is due within so many steps, 0-d bool: batches are worth keeping."""
+        return state.step + steps >= state.due
+
+    def tick(self, state: State) -> State:
+        """Count a training step."""
+        return state._replace(step=state.step + 1)
+
+    def update(self, state: State, accepted: Array, cost: float | Array) -> State:
+        """Learn from a teleport before the present step.
+
+        Args:
+            state: The state before.
+            accepted: Whether the teleport was accepted, 0-d bool.
+            cost: Compute it used, in gradients.
+        """
+        xp = namespace(state.step)
+
+        def either(yes: float | Array, no: float | Array) -> Array:
+            return xp.where(accepted, yes + 0 * state.step, no + 0 * state.step)
+
+        interval = state.interval
+        if self.every is None:
+            interval = interval * either(GROW_ACCEPTED, GROW_REFUSED)
+        return state._replace(
+            due=state.step + xp.floor(interval),
+            interval=interval,
+            radius=xp.clip(state.radius * either(WIDEN, NARROW), SMALLEST, LARGEST),
+            spent=state.spent + cost,
+            wasted=state.wasted + either(0.0, cost),
+            last=either(cost, cost),
+        )
+
+
+@dataclass
+class Policy:
+    """A rule at work in a training loop.
+
+    Attributes:
+        rule: The rule.
+        state: Its present state, as NumPy numbers.
+    """
+
+    rule: Rule = field(default_factory=Rule)
+    state: State = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Start."""
+        self.state = self.rule.start(np.float64(0.0))
+
+    @property
+    def due(self) -> bool:
+        """Whether a teleport is due before the present step."""
+        return bool(self.rule.due(self.state))
 
     def near(self, steps: int) -> bool:
-        """Whether a teleport is due within the next ``steps`` steps: batches are worth keeping."""
-        return self.step + steps >= self.due
+        """Whether a teleport is due within the next ``steps`` steps."""
+        return bool(self.rule.near(self.state, steps))
 
-    def _affordable(self) -> bool:
-        if self.every is not None:
-            return True
-        horizon = max(self.step, self.horizon)
-        within = self.spent + self.last <= SHARE * horizon
-        return within and (not self.wasted or self.wasted + self.last <= SHARE_REFUSED * horizon)
+    def tick(self) -> None:
+        """Count a training step."""
+        self.state = self.rule.tick(self.state)
 
     def settings(self, config: TeleportConfig) -> TeleportConfig:
         """Return the configuration of the next teleport, with the trust region's radius."""
-        return replace(config, radius=self.radius) if config.radius == "auto" else config
+        if config.radius != "auto":
+            return config
+        return replace(config, radius=float(self.state.radius))
 
     def update(self, report: TeleportReport) -> None:
         """Learn from a teleport that was accepted or refused."""
-        factor, grow = (WIDEN, GROW_ACCEPTED) if report.accepted else (NARROW, GROW_REFUSED)
-        self.radius = min(max(self.radius * factor, SMALLEST), LARGEST)
-        if self.every is None:
-            self.interval *= grow
-        self.due = self.step - 1 + int(self.interval)
-        self.last = report.cost
-        self.spent += report.cost
-        self.wasted += 0.0 if report.accepted else report.cost
+        self.state = self.rule.update(self.state, np.bool_(report.accepted), report.cost)
+
+    def refund(self, cost: float) -> None:
+        """Take back compute that the last teleport was charged for and the training step used."""
+        self.state = self.state._replace(spent=self.state.spent - cost)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything needed to go on."""
-        return asdict(self)
+        """Return everything needed to go on, as plain numbers."""
+        numbers = {key: float(value) for key, value in self.state._asdict().items()}
+        return {"every": self.rule.every, "horizon": self.rule.horizon, **numbers}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state.
@@ -123,5 +192,6 @@ class Policy:
         if set(state) != set(self.state_dict()):
             msg = f"state has keys {sorted(state)}, expected {sorted(self.state_dict())}"
             raise ValueError(msg)
-        for key, value in state.items():
-            setattr(self, key, value)
+        self.rule = Rule(state["every"], state["horizon"])
+        numbers = {key: np.float64(state[key]) for key in State._fields}
+        self.state = State(**numbers)

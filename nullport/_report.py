@@ -1,13 +1,79 @@
-"""What a teleport did, what it did not do, and why."""
+"""What a teleport did, what it did not do, and why.
+
+Numbers are Python's own, or 0-d arrays where a teleport is traced (JAX under jit). Reasons are
+kept as codes, because words cannot be traced; they are put into words when they are asked for.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from enum import IntEnum
 from typing import TYPE_CHECKING
+
+from nullport._arrays import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+
+class Cause(IntEnum):
+    """Why a move was refused, in the order in which causes are named; 0 if it was not."""
+
+    NONE = 0
+    INFINITE = 1
+    SCREEN = 2
+    STILL = 3
+    LOSS = 4
+    GRADIENT = 5
+    ARMIJO = 6
+    GUARD = 7
+
+
+class Hold(IntEnum):
+    """Why a captured weight does not move, in the order in which causes are named."""
+
+    NONE = 0
+    HIDDEN = 1
+    EMPTY = 2
+    STILL = 3
+    BROKEN = 4
+    SPANNED = 5
+    SHORT = 6
+
+
+HOLDS = {
+    Hold.NONE: "",
+    Hold.HIDDEN: "part of its gradient comes from a use that is not visible",
+    Hold.EMPTY: "its null space is empty",
+    Hold.STILL: "its inputs do not depend on the weights, as in a first layer",
+    Hold.BROKEN: "its direction is not finite",
+    Hold.SPANNED: "its direction lies in the row space of its inputs",
+    Hold.SHORT: "its weights are all zero, so the radius allows no move",
+}
+
+REASONS: dict[Cause, Callable[[TeleportReport], str]] = {
+    Cause.NONE: lambda _: "",
+    Cause.INFINITE: lambda r: f"the loss is {r.loss_before:.6g}; a teleport needs a finite loss",
+    Cause.SCREEN: lambda _: "the optimizer's own step already overshoots here",
+    Cause.STILL: lambda _: "no weight can move",
+    Cause.LOSS: lambda r: (
+        f"the loss went from {r.loss_before:.6g} to {r.loss_after:.6g}, which is more than allowed"
+    ),
+    Cause.GRADIENT: lambda r: f"the gradient norm would be {r.grad_norm_after:.6g}",
+    Cause.ARMIJO: lambda r: (
+        f"the optimizer's next step would not lower the loss of {r.loss_after:.6g} by half of "
+        f"what its slope promises"
+    ),
+    Cause.GUARD: lambda r: (
+        f"the guard loss would be {_number(r.guard_after)}, without the move "
+        f"{_number(r.guard_before)}"
+    ),
+}
+
+
+def _number(x: Array | float | None) -> str:
+    return "none" if x is None else f"{x:.6g}"
 
 
 @dataclass(frozen=True)
@@ -25,19 +91,31 @@ class LayerReport:
         output_change_bound: Bound on ``||dW X^T|| / ||W X^T||``, computed before moving.
         output_change: The same ratio, measured after moving (on about 16 rows where the null
             space is exact).
-        reason: Why it did not move; empty if it did.
+        hold: Why it did not move, one of :class:`Hold`; 0 for an excluded weight.
+        note: Why it is excluded; empty if it is not.
     """
 
     name: str
     kind: str = ""
     in_features: int = 0
     samples: int = 0
-    rank: int = 0
-    null_dim: int = 0
-    moved: float = 0.0
-    output_change_bound: float = 0.0
-    output_change: float = 0.0
-    reason: str = ""
+    rank: int | Array = 0
+    null_dim: int | Array = 0
+    moved: float | Array = 0.0
+    output_change_bound: float | Array = 0.0
+    output_change: float | Array = 0.0
+    hold: int | Array = 0
+    note: str = ""
+
+    @property
+    def reason(self) -> str:
+        """Why it did not move, in words; empty if it did."""
+        return self.note or HOLDS[Hold(int(self.hold))]
+
+    def as_dict(self) -> dict[str, float | str]:
+        """Return the fields by name, the reason in words."""
+        names = [f.name for f in fields(self) if f.name not in ("hold", "note")]
+        return {name: getattr(self, name) for name in [*names, "reason"]}
 
 
 @dataclass(frozen=True)
@@ -47,37 +125,47 @@ class TeleportReport:
     Attributes:
         loss_before: Loss on the captured batch before.
         loss_after: Loss on the captured batch at the moved weights, also if they were refused.
-        guard_before: Loss on the guard batch before, or None without a guard.
-        guard_after: Loss on the guard batch at the moved weights, or None without a guard.
+        guard_before: Loss on the guard batch before, or None without a guard. With an optimizer it
+            is the loss after the optimizer's next step.
+        guard_after: The same at the moved weights.
         grad_norm_before: Norm of the gradient over all parameters before.
         grad_norm_after: Norm of the gradient at the moved weights.
         radius: Largest relative length allowed for each weight.
-        accepted: Whether the moved weights were kept.
-        reason: Why the move was refused; empty if it was accepted.
+        cause: Why the move was refused, one of :class:`Cause`; 0 if it was accepted.
         seconds: Wall-clock time of the whole teleport.
         cost: Compute used, in gradients (forward and backward) of the captured batch.
         tangent: The engine that computed the tangents.
         layers: One entry per weight.
     """
 
-    loss_before: float
-    loss_after: float
-    grad_norm_before: float
-    grad_norm_after: float
-    radius: float
-    accepted: bool
-    reason: str = ""
-    guard_before: float | None = None
-    guard_after: float | None = None
+    loss_before: float | Array
+    loss_after: float | Array
+    grad_norm_before: float | Array
+    grad_norm_after: float | Array
+    radius: float | Array
+    cause: int | Array = 0
+    guard_before: float | Array | None = None
+    guard_after: float | Array | None = None
     seconds: float = 0.0
     cost: float = 0.0
     tangent: str = ""
     layers: Sequence[LayerReport] = ()
 
+    @property
+    def accepted(self) -> bool | Array:
+        """Whether the moved weights were kept."""
+        return self.cause == Cause.NONE
+
+    @property
+    def reason(self) -> str:
+        """Why the move was refused, in words; empty if it was accepted."""
+        return REASONS[Cause(int(self.cause))](self)
+
     def as_dict(self, prefix: str = "") -> dict[str, float | str | bool | None]:
         """Return the scalar fields for a logger, each name preceded by ``prefix``."""
-        scalars = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "layers"}
-        scalars["layers_moved"] = sum(layer.moved > 0 for layer in self.layers)
+        names = [f.name for f in fields(self) if f.name not in ("layers", "cause")]
+        scalars = {name: getattr(self, name) for name in [*names, "accepted", "reason"]}
+        scalars["layers_moved"] = sum(bool(layer.moved > 0) for layer in self.layers)
         return {prefix + name: value for name, value in scalars.items()}
 
     def __str__(self) -> str:

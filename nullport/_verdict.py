@@ -1,25 +1,31 @@
 """Whether a move may stay: measured on the loss itself, other samples having the last word.
 
-Three tests, each of which can refuse:
+Four tests, each of which can refuse:
 
-- the loss on the captured batch, and on the guard batch, must not rise by more than is allowed;
+- the loss on the captured batch must not rise by more than is allowed;
 - the gradient at the moved weights must be finite;
 - with the user's optimizer known, its own next step u must still behave there. On the captured
   batch (Armijo; for a quadratic it says that the learning rate is at most the Cauchy step)
 
-      L(w' - u') <= L(w') - <g', u'> / 2,
+      L(w' - u') <= L(w') - <g', u'> / 2;
 
-  and on the guard batch the loss after that step must have fallen: ``G(w' - u') < G(w - u)``.
+- on the guard batch the loss after that step must be lower than without the move,
+  ``G(w' - u') < G(w - u)``; with no optimizer, ``G(w')`` must not rise by more than is allowed.
+
+Everything is a 0-d array, so that a verdict can be traced.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 
-from nullport._arrays import Array
+from nullport._arrays import Array, known, namespace
 from nullport._cost import FORWARD
 from nullport._graph import LayerGraph
 from nullport._objective import Vector, inner, length
+from nullport._report import Cause
 
 ARMIJO = 0.5
 
@@ -31,27 +37,26 @@ class Look:
     Attributes:
         loss: Loss on the captured batch.
         grad_norm: Norm of the gradient.
-        guard: Loss on the guard batch, or None without one.
-        guard_stepped: The same after the optimizer's step, or None if either is missing.
+        guard: Loss on the guard batch, after the optimizer's step if that is known; or None.
         stepped: Loss on the captured batch after the optimizer's step, or None.
         promised: ``<g, u>``, or None without an optimizer.
+        optimizer: Whether the optimizer's step is known.
         cost: Compute used for the looks, in gradients.
     """
 
     loss: Array
     grad_norm: Array
     guard: Array | None = None
-    guard_stepped: Array | None = None
     stepped: Array | None = None
     promised: Array | None = None
+    optimizer: bool = False
     cost: float = 0.0
 
-    def overshoots(self) -> bool:
-        """Whether the optimizer's own step violates the Armijo condition here."""
+    def overshoots(self) -> Array:
+        """Whether the optimizer's own step violates the Armijo condition here, 0-d bool."""
         if self.stepped is None or self.promised is None:
-            return False
-        gain = float(self.loss) - float(self.stepped)
-        return not gain >= ARMIJO * float(self.promised)
+            return namespace(self.loss).zeros_like(self.loss) > 0
+        return ~(self.loss - self.stepped >= ARMIJO * self.promised)
 
 
 def look(
@@ -63,66 +68,52 @@ def look(
         graph: The network, at that point.
         loss: Loss of the captured batch there.
         gradients: Its gradient.
-        armijo: Whether to take the Armijo test on the captured batch.
-        screen: Stop after the Armijo test if it fails: the point is not worth a teleport.
+        armijo: Whether to take the Armijo test on the captured batch, if the optimizer is known.
+        screen: Stop after a failed Armijo test: the point is not worth a teleport.
     """
-    found = Look(loss, length(gradients))
-    step: Vector | None = None
-    if graph.has_optimizer:
-        step = graph.optimizer_step(gradients)
-        if armijo:
-            found.stepped = graph.loss(step)
-            found.promised = inner(gradients, step)
-            found.cost += FORWARD
-        if screen and found.overshoots():
-            return found
-    found.guard = graph.guard()
-    if found.guard is not None:
+    found = Look(loss, length(gradients), optimizer=graph.has_optimizer)
+    step = graph.optimizer_step(gradients) if graph.has_optimizer else None
+    if armijo and step is not None:
+        found.stepped = graph.loss(step)
+        found.promised = inner(gradients, step)
         found.cost += FORWARD
-        if step is not None:
-            found.guard_stepped = graph.guard(step)
-            found.cost += FORWARD
+        if screen and known(found.overshoots()):
+            return found
+    found.guard = graph.guard(step)
+    found.cost += 0.0 if found.guard is None else FORWARD
     return found
 
 
-def verdict(before: Look, after: Look, limit: float) -> str:
-    """Return why a move is refused, or an empty string.
+def verdict(before: Look, after: Look, limit: float) -> Array:
+    """Return why a move is refused, a code of :class:`Cause` as a 0-d integer array.
 
     Args:
         before: The point before the move.
         after: The point after it.
         limit: Largest accepted rise of a loss, relative to its value.
     """
-    reasons = [_rise("loss", before.loss, after.loss, limit)]
-    if not float(after.grad_norm) < float("inf"):
-        reasons.append(f"the gradient norm is {float(after.grad_norm)} at the moved weights")
-    if after.overshoots():
-        reasons.append(
-            f"the optimizer's next step would take the loss from {float(after.loss):.6g} to "
-            f"{_number(after.stepped)}, not the {float(after.promised) / 2:.3g} lower that half "
-            f"its slope promises"
-            if after.promised is not None
-            else ""
-        )
-    if before.guard_stepped is not None and after.guard_stepped is not None:
-        if not float(after.guard_stepped) < float(before.guard_stepped):
-            reasons.append(
-                f"the guard loss after the optimizer's next step would be "
-                f"{float(after.guard_stepped):.6g}, without the move "
-                f"{float(before.guard_stepped):.6g}"
-            )
-    elif before.guard is not None and after.guard is not None:
-        reasons.append(_rise("guard loss", before.guard, after.guard, limit))
-    return next(filter(None, reasons), "")
+    xp = namespace(after.loss)
+    tests: list[tuple[IntEnum, Array]] = [
+        (Cause.LOSS, _rises(before.loss, after.loss, limit)),
+        (Cause.GRADIENT, ~xp.isfinite(after.grad_norm)),
+        (Cause.ARMIJO, after.overshoots()),
+    ]
+    if before.guard is not None and after.guard is not None:
+        fell = after.guard < before.guard
+        failed = ~fell if after.optimizer else _rises(before.guard, after.guard, limit)
+        tests.append((Cause.GUARD, failed))
+    return first(tests)
 
 
-def _number(x: Array | None) -> str:
-    return "none" if x is None else f"{float(x):.6g}"
+def first(tests: Sequence[tuple[IntEnum, Array]]) -> Array:
+    """Return the code of the first test that failed (0-d bool each), or 0: a 0-d array."""
+    xp = namespace(tests[0][1])
+    code = xp.zeros_like(tests[0][1], dtype=xp.int32)
+    for cause, failed in reversed(tests):
+        code = xp.where(failed, xp.full_like(code, int(cause)), code)
+    return code
 
 
-def _rise(name: str, before: Array, after: Array, limit: float) -> str:
-    """Say that a loss rose by more than ``limit`` of its value, or return an empty string."""
-    old, new = float(before), float(after)
-    if new - old <= limit * abs(old):
-        return ""
-    return f"the {name} went from {old:.6g} to {new:.6g}, more than {limit:g} of its value"
+def _rises(old: Array, new: Array, limit: float) -> Array:
+    """Whether a loss rose by more than ``limit`` of its value, or is no number; 0-d bool."""
+    return ~(new - old <= limit * namespace(old).abs(old))

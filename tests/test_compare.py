@@ -14,6 +14,7 @@ import pytest
 
 from nullport import TeleportConfig, TeleportReport, load_backend
 from nullport._backends import Backend
+from nullport._report import Cause
 from nullport.compare import Results, Run, Settings, Task, check, load_task, run
 from nullport.compare.loop import ARMS
 from nullport.compare.plot import curves, plot
@@ -45,8 +46,8 @@ class Recorder:
             return None, 0.0
         seen = [given and given[0].tobytes() for given in (batch, guard, others)]
         self.calls.append(("teleport", *seen))
-        reason = "" if steps % 10 else "no luck"
-        return TeleportReport(1.0, 1.0, 1.0, math.inf, 0.1, not reason, reason, cost=COST), COST
+        cause = Cause.NONE if steps % 10 else Cause.GUARD
+        return TeleportReport(1.0, 1.0, 1.0, math.inf, 0.1, cause, cost=COST), COST
 
     def step(self, batch: Any) -> float:
         self.calls.append(("step", batch[0].tobytes()))

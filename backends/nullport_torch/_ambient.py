@@ -87,6 +87,13 @@ class Ambient:
                 state.used = state.changed()
             self._first = False
 
+    def untouched(self) -> bool:
+        """Tell whether the forward pass that was just made left random states and buffers alone."""
+        return not any(state.used for state in self._random) and all(
+            module._buffers[name] is buffer and torch.equal(buffer, copy)
+            for module, name, buffer, copy in self._buffers
+        )
+
     @contextlib.contextmanager
     def forward(self, *, grad: bool, everything: bool = False) -> Iterator[None]:
         """Run the closure in: the user's own switches, the snapshot's random states and buffers.

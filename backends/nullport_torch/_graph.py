@@ -45,12 +45,16 @@ class TorchGraph:
         *,
         others: Closure | None = None,
         optimizer: Optimizer | None = None,
+        keep: bool = False,
     ) -> None:
-        """Wrap a model, the closures over it, and the optimizer that trains it."""
+        """Wrap a model, the closures over it, and the optimizer that trains it.
+
+        With ``keep`` the gradient at the weights that are settled on stays available.
+        """
         if torch.is_inference_mode_enabled():
             msg = "teleports need gradients: call them outside torch.inference_mode()"
             raise RuntimeError(msg)
-        model = unwrap(model)
+        given, model = model, unwrap(model)
         self._closure, self._guard, self._others = closure, guard, others
         self._optimizer = optimizer
         self._ambient = Ambient(model)
@@ -66,6 +70,8 @@ class TorchGraph:
         self._unseen: list[int] = []
         self._copies: dict[object, Tensor] = {}
         self._takes_gradients = False
+        self._keep = keep and model is given
+        self._kept: list[tuple[Tensor, list[Tensor | None]]] = []
         if not self._live:
             reasons = sorted({p.reason for p in self.parameters}) or ["it has no parameters"]
             msg = f"the model has no trainable parameter: {'; '.join(reasons)}"
@@ -92,6 +98,8 @@ class TorchGraph:
         recorder = Recorder([(i, self._tensors[i]) for i in self._live])
         with self._ambient.forward(grad=True), recorder:
             loss = checked_loss(self._closure())
+        # A training step would also draw random numbers and update buffers.
+        self._keep = self._keep and self._ambient.untouched()
         self._inputs = [seen.inputs for seen in recorder.seen]
         self._half = any(seen.half for seen in recorder.seen)
         return self._backward(loss, recorder.seen, recorder.uses, again=again, reused=False)
@@ -100,7 +108,15 @@ class TorchGraph:
         """Run forward and backward, and record nothing."""
         with self._ambient.forward(grad=True), NoBackward():
             loss = checked_loss(self._closure())
-        return loss.detach(), self._gradients(loss)
+        gradients = self._gradients(loss)
+        if self._keep:
+            self._kept.append((loss.detach(), gradients))
+        return loss.detach(), gradients
+
+    @property
+    def kept(self) -> tuple[Tensor, list[Tensor | None]] | None:
+        """Loss and gradient at the weights that were settled on, if they were kept."""
+        return self._kept[0] if self._kept else None
 
     def _gradients(self, loss: Tensor) -> list[Tensor | None]:
         live = [self._tensors[i] for i in self._live]
@@ -129,6 +145,8 @@ class TorchGraph:
                 "checkpointing has to be used with use_reentrant=False)"
             )
             raise ValueError(msg)
+        if self._keep and not reused:
+            self._kept = [(loss.detach(), list(gradients))]
         keep = again and all(s.replayable for s in seen)
         self._retained = (loss, seen, uses) if keep else None
         used = {use.parameter for use in uses}
@@ -318,6 +336,7 @@ class TorchGraph:
         """Keep the moves if accepted, else undo them."""
         if not accepted:
             self.restore()
+        self._kept = self._kept[-1:] if accepted else self._kept[:1]
         for index in self._backup:
             torch.autograd.graph.increment_version(self._tensors[index])
         self._release()

@@ -5,15 +5,16 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nullport import TeleportConfig, TeleportReport
-from nullport._freeze import freeze, keeps_its_batch
-from nullport._policy import HORIZON, Policy
+from nullport import _driver as core
+from nullport._cost import GRADIENT
+from nullport._freeze import bind, data_of, freeze, keeps_its_batch
+from nullport._policy import HORIZON, Policy, Rule
 from nullport._tangent import Engine
-from nullport_torch._api import teleport
-from nullport_torch._graph import Closure
+from nullport_torch._graph import Closure, TorchGraph
 
 KEPT = 2
 """Recent batches kept: the older is the guard, the newer is looked ahead with."""
@@ -58,8 +59,10 @@ class Teleporter:
         """
         self._model, self._optimizer = model, optimizer
         self._config = config or TeleportConfig()
-        self._policy = Policy.parse(every, horizon)
+        self._policy = Policy(Rule.parse(every, horizon))
         self._recent: list[Closure] = []
+        self._resumed: list[dict[str, Any]] = []
+        self._handed: tuple[Tensor, list[Tensor | None]] | None = None
         self._warned = False
         self._engine = Engine(self._config.tangent)
         self.history: list[TeleportReport] = []
@@ -84,12 +87,44 @@ class Teleporter:
         Returns:
             The report, or None if no teleport was due.
         """
+        self._recent += [bind(closure, data) for data in self._resumed]
+        self._resumed = []
         ready = self._optimizer is None or guard is not None or len(self._recent) == KEPT
-        due = self._policy.tick() and ready
+        due = ready and self._policy.due
+        self._handed = None
         report = self.step(closure, guard, others) if due else None
+        self._policy.tick()
         if self._optimizer is not None and self._policy.near(KEPT):
             self._keep(closure, warn=guard is None)
         return report
+
+    @property
+    def gradient_ready(self) -> bool:
+        """Whether a teleport has just computed the gradient that :meth:`backward` needs."""
+        return self._handed is not None
+
+    def backward(self, closure: Closure) -> Tensor:
+        """Do what ``closure().backward()`` does, without the work if a teleport has just done it.
+
+        Call it after :meth:`maybe_step` with the same closure. The gradient at the weights that a
+        teleport settles on is that of the training step, so it is handed over; unless the forward
+        pass draws random numbers or updates buffers, or the model is wrapped. Hooks on gradients
+        do not see a gradient that is handed over.
+
+        Returns:
+            The loss, without a graph if the gradient was handed over.
+        """
+        handed, self._handed = self._handed, None
+        if handed is None:
+            loss = closure()
+            loss.backward()
+            return loss
+        loss, gradients = handed
+        for p, gradient in zip(self._model.parameters(), gradients, strict=True):
+            if gradient is not None:
+                p.grad = gradient if p.grad is None else p.grad + gradient
+        self._policy.refund(GRADIENT)
+        return loss
 
     def _keep(self, closure: Closure, *, warn: bool) -> None:
         if warn and not self._warned and not keeps_its_batch(closure):
@@ -107,15 +142,13 @@ class Teleporter:
         """Teleport now; arguments as for :meth:`maybe_step`."""
         if guard is None and others is None and len(self._recent) == KEPT:
             guard, others = self._recent
-        report = teleport(
-            self._model,
-            closure,
-            optimizer=self._optimizer,
-            guard=guard,
-            others=others,
-            config=self._policy.settings(self._config),
-            engine=self._engine,
+        graph = TorchGraph(
+            self._model, closure, guard, others=others, optimizer=self._optimizer, keep=True
         )
+        with graph.exact():
+            config = self._policy.settings(self._config)
+            report = core.teleport(graph, config, engine=self._engine)
+        self._handed = graph.kept
         self._policy.update(report)
         self.history.append(report)
         return report
@@ -133,8 +166,15 @@ class Teleporter:
         return "\n".join(lines)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything needed to resume, as plain numbers."""
-        return {"policy": self._policy.state_dict()}
+        """Return everything needed to resume: plain numbers, and recent batches where kept.
+
+        Save it between training steps. A run that is resumed from it, with the model, the
+        optimizer and the data where they were, goes on bit for bit. For batches to be among it,
+        the closures must be plain functions of them: ``lambda: loss_fn(model(x), y)``.
+        """
+        recent = [data_of(closure) for closure in self._recent]
+        kept = self._resumed or [data for data in recent if data is not None]
+        return {"policy": self._policy.state_dict(), "recent": kept}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume from :meth:`state_dict`.
@@ -142,7 +182,8 @@ class Teleporter:
         Raises:
             ValueError: If the state is not one of a teleporter.
         """
-        if set(state) != {"policy"}:
-            msg = f"state has keys {sorted(state)}, expected ['policy']"
+        if set(state) != {"policy", "recent"}:
+            msg = f"state has keys {sorted(state)}, expected ['policy', 'recent']"
             raise ValueError(msg)
         self._policy.load_state_dict(state["policy"])
+        self._recent, self._resumed, self._handed = [], list(state["recent"]), None

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
 
 from nullport import TeleportReport
+from nullport._cost import GRADIENT
 from nullport.compare import Settings, Task
 from nullport.compare.task import Array, Batch
 from nullport_torch._models import build
@@ -91,14 +92,15 @@ class TorchTrainer:
                 if math.isfinite(float(closure())):
                     raise
             return None, 0.0  # diverged, which is the step's to say
-        return report, 0.0 if report is None else report.cost
+        if report is None:
+            return None, 0.0
+        return report, report.cost - (GRADIENT if self._teleporter.gradient_ready else 0.0)
 
     def step(self, batch: Batch) -> float:
         """Make a training step and return the loss before it."""
         with threads(self._threads):
             self._optimizer.zero_grad()
-            loss = self._closure(batch)()
-            loss.backward()
+            loss = self._teleporter.backward(self._closure(batch))
             self._optimizer.step()
         return float(loss.detach())
 

@@ -8,7 +8,6 @@ import importlib.util
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +64,7 @@ def run(arguments: argparse.Namespace) -> None:
             msg = f"{arguments.target}: {error}"
             raise UsageError(msg) from error
     if arguments.json:
-        print(json.dumps(plain([asdict(layer) for layer in layers]), indent=1))
+        print(json.dumps(plain([layer.as_dict() for layer in layers]), indent=1))
     else:
         require("rich.console").Console().print(table(layers))
 

@@ -31,7 +31,7 @@ class Trainer(Protocol):
 
         Returns:
             The report, None if no teleport was due, and the compute used, in gradients of
-            ``batch``.
+            ``batch``, but for what the training step is spared.
         """
 
     def step(self, batch: Batch) -> float:

@@ -8,18 +8,17 @@ import json
 import pytest
 
 from nullport import TeleportReport
-from nullport._report import LayerReport
+from nullport._report import Cause, Hold, LayerReport
 
 MOVED = LayerReport("body.weight", "linear", 17, 8, 8, 9, 0.3, 1e-15, 1e-16)
-STILL = LayerReport("stem.weight", "linear", 6, 8, 6, 0, reason="its null space is empty")
-OUT = LayerReport("embedding.weight", reason="also used by gather (embedding)")
+STILL = LayerReport("stem.weight", "linear", 6, 8, 6, 0, hold=Hold.EMPTY)
+OUT = LayerReport("embedding.weight", note="also used by gather (embedding)")
 REPORT = TeleportReport(
     loss_before=1.25,
     loss_after=1.25,
     grad_norm_before=0.5,
     grad_norm_after=0.75,
     radius=0.3,
-    accepted=True,
     seconds=0.125,
     cost=3.5,
     tangent="jvp",
@@ -34,8 +33,8 @@ def test_as_dict_is_for_loggers() -> None:
     assert flat["teleport/guard_before"] is None
     assert flat["teleport/layers_moved"] == 1
     assert all(name.startswith("teleport/") for name in flat)
-    fields = {f.name for f in dataclasses.fields(TeleportReport)} - {"layers"}
-    assert set(REPORT.as_dict()) == fields | {"layers_moved"}
+    fields = {f.name for f in dataclasses.fields(TeleportReport)} - {"layers", "cause"}
+    assert set(REPORT.as_dict()) == fields | {"accepted", "reason", "layers_moved"}
     json.dumps(flat)
 
 
@@ -61,11 +60,9 @@ def test_columns_are_aligned() -> None:
 
 
 def test_refusal_and_guard_are_said() -> None:
-    refused = dataclasses.replace(
-        REPORT, accepted=False, reason="the loss rose", guard_before=2.0, guard_after=2.5
-    )
+    refused = dataclasses.replace(REPORT, cause=Cause.GUARD, guard_before=2.0, guard_after=2.5)
     text = str(refused)
-    assert text.startswith("teleport refused: the loss rose\n")
+    assert text.startswith("teleport refused: the guard loss would be 2.5, without the move 2\n")
     assert "guard loss 2 -> 2.5" in text
 
 

@@ -382,14 +382,14 @@ REFUSALS = [
         _strict(),
         _entropy,
         False,
-        r"^the loss went from .* to .*, more than 0 of its value$",
+        r"^the loss went from .* to .*, which is more than allowed$",
     ),
     Refusal(
         "guard",
         _loose(),
         _entropy,
         True,
-        r"^the guard loss went from 1e-09 to .*, more than 0.5 of",
+        r"^the guard loss would be .*, without the move 1e-09$",
     ),
     Refusal("overflow", _overflowing(), _steep, False, r"inf"),
 ]

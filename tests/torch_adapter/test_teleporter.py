@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from typing import Any
@@ -145,22 +146,29 @@ def test_training_goes_on_with_any_optimizer(name: str) -> None:
     optimizer = OPTIMIZERS[name](model.parameters())
     teleporter = Teleporter(model, optimizer, every=4, config=CONFIG)
 
-    def losses() -> list[float]:
+    def losses(model: nn.Module) -> list[float]:
         with torch.no_grad():
             return [F.cross_entropy(model(x), y).item() for x, y in batches]
 
-    start = sum(losses())
+    def stepped(x: torch.Tensor, y: torch.Tensor) -> nn.Module:
+        model_, optimizer_ = copy.deepcopy((model, optimizer))
+        optimizer_.zero_grad()
+        F.cross_entropy(model_(x), y).backward()
+        optimizer_.step()
+        return model_
+
+    start = sum(losses(model))
     for step in range(20):
         x, y = batches[step % 3]
-        before = losses()
+        before, after = losses(model), losses(stepped(x, y))
         report = teleporter.maybe_step(lambda: F.cross_entropy(model(x), y))  # noqa: B023
         if report is not None:
             assert report.loss_before == pytest.approx(before[step % 3], rel=1e-12)
-            assert report.guard_before == pytest.approx(before[(step - 2) % 3], rel=1e-12)
+            assert report.guard_before == pytest.approx(after[(step - 2) % 3], rel=1e-12)
         optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
-    assert sum(losses()) < start
+    assert sum(losses(model)) < start
     assert len(teleporter.history) == 4
 
 
