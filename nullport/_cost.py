@@ -28,16 +28,18 @@ def gradient_work(lin: Linearization, blocks: list[Block]) -> float:
     )
 
 
-def null_space_work(block: Block, lin: Linearization, rows: int) -> float:
+def null_space_work(block: Block, lin: Linearization, rows: int, *, budget: bool) -> float:
     """Return the operations of a row space, of ``rows`` rows, and of one projection.
 
     QR with an explicit basis: ``4 n^2 d``. Gram matrix and eigendecomposition in float64:
-    ``4 n d^2 + 18 d^3``. Projection: ``4 n^2 d`` (rows) or ``4 out d^2``.
+    ``4 n d^2 + 18 d^3``. Projection: ``4 n^2 d`` (rows) or ``4 out d^2``. Keeping to a budget
+    measures the output change: a forward pass of the layer.
     """
     inputs = prod(size for size, _ in block.layout.inp) + (block.bias is not None)
     rest = block.layout.size // max(inputs - (block.bias is not None), 1)
     stack = prod(size for size, _ in block.layout.stack)
     samples = sum(lin.sites[i].samples for i in block.sites)
-    if samples <= inputs:
-        return 8.0 * stack * samples**2 * inputs
-    return stack * (4.0 * rows * inputs**2 + 18.0 * inputs**3) + 4.0 * rest * inputs**2
+    measured = 2.0 * samples * block.layout.size if budget else 0.0
+    if rows <= inputs:
+        return 8.0 * stack * rows**2 * inputs + measured
+    return stack * (4.0 * rows * inputs**2 + 18.0 * inputs**3) + 4.0 * rest * inputs**2 + measured

@@ -121,7 +121,7 @@ class _Run:
         if known(stops[-1][1]):
             return self._report(start, before, before, first(stops))
         for layer in self.layers:
-            layer.measure(lin, sample=self._exact)
+            layer.measure(lin)
         # From here on nothing but the loss is asked for: let go of all that is as large as inputs.
         del lin
         self.filters.clear()
@@ -209,7 +209,9 @@ class _Run:
             layer, filter_ = make_layer(block, self.graph, lin, weights, self.config, self.radius)
             self.layers.append(layer)
             self.filters.append(filter_)
-            self.cost += cost.null_space_work(block, lin, filter_.space.rows) / work
+            self.cost += (
+                cost.null_space_work(block, lin, filter_.space.rows, budget=layer.kept) / work
+            )
 
     def directions(self, lin: Linearization) -> Accumulator:
         """Send tangents along the objective's ``v`` through the network."""
@@ -253,7 +255,7 @@ class _Run:
         """Take one step of relative length ``step`` in every block that can move."""
         directions = self.directions(lin).result()
         lin.gradients.clear()  # not needed again, and as large as the weights
-        self.graph.move(take_steps(self.layers, self.filters, directions, step))
+        self.graph.move(take_steps(self.layers, self.filters, directions, lin, step))
 
     def _rebuild_filters(self, lin: Linearization) -> None:
         """Build the null spaces anew: an inexact step changes the inputs of deeper layers."""

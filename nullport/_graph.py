@@ -45,8 +45,14 @@ class Site(Protocol):
     @property
     def output_norm(self) -> Array: ...
 
-    def rows(self) -> Iterator[Array]:
-        """Yield ``X`` in chunks of rows, each (..., n, in)."""
+    def rows(self, every: int = 1) -> Iterator[Array]:
+        """Yield ``X`` in chunks of rows, each (..., n, in); about one row in ``every``."""
+
+    def apply(self, weight: Array, bias: Array | None = None) -> Array:
+        """Return ``X weight^T + bias`` for ``weight`` (..., out, in) and ``bias`` (..., out).
+
+        Its shape is the framework's own: only its norm is asked for.
+        """
 
     def weight_gradient(self, inputs: Array, probe: Array | None = None) -> Array:
         """Return ``delta^T X`` (..., out, in) evaluated at ``inputs`` instead of the site's own.
@@ -79,9 +85,16 @@ class DenseSite:
         """Number of rows of ``X``."""
         return int(self.inputs.shape[-2])
 
-    def rows(self) -> Iterator[Array]:
-        """Yield ``X`` in one piece."""
-        yield self.inputs
+    def rows(self, every: int = 1) -> Iterator[Array]:
+        """Yield ``X``, or one row in ``every``, in one piece."""
+        yield self.inputs if every == 1 else self.inputs[..., ::every, :]
+
+    def apply(self, weight: Array, bias: Array | None = None) -> Array:
+        """Return ``X weight^T + bias``, shape (..., samples, out)."""
+        xp = namespace(weight)
+        inputs = xp.astype(self.inputs, weight.dtype, copy=False)
+        output = inputs @ xp.matrix_transpose(weight)
+        return output if bias is None else output + bias[..., None, :]
 
     def weight_gradient(self, inputs: Array, probe: Array | None = None) -> Array:
         """Return ``delta^T inputs``, shape (..., out, in), or (..., 1, in) with ``probe``.

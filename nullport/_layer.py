@@ -6,7 +6,7 @@ asks for a value under jit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from functools import cached_property, reduce
@@ -31,6 +31,9 @@ MISMATCH = {16: 0.05, 32: 1e-4, 64: 1e-9}
 SLACK = 1 / 8
 """Share of the inputs that must be left free for the exact null space to be used."""
 
+ROWS_PER_FEATURE = 4
+"""Rows per input that the budget projection is made from: more change the filter little."""
+
 SAMPLED_ROWS = 16
 """Rows on which the output change is measured where the null space is exact."""
 
@@ -54,7 +57,9 @@ class Layer:
         steps: The steps taken, until they have been measured.
         length: Length of all steps, 0-d.
         bound: Bound on ``||dW X^T||`` so far, without rounding, 0-d.
-        change: The same, measured after the move, 0-d.
+        change: The same, measured, 0-d.
+        inexact: Whether any of the output may change.
+        kept: Whether that is kept to a budget.
     """
 
     block: Block
@@ -72,6 +77,8 @@ class Layer:
     length: Array | None = None
     bound: Array | float = 0.0
     change: Array | None = None
+    inexact: bool = False
+    kept: bool = False
 
     @cached_property
     def able(self) -> Array:
@@ -90,14 +97,24 @@ class Layer:
         return first(tests)
 
     def step(
-        self, direction: Direction, filter_: Filter | BudgetFilter, factor: Array, reach: Array
+        self,
+        direction: Direction,
+        filter_: Filter | BudgetFilter,
+        factor: Array,
+        reach: Array,
+        change: Array | None,
     ) -> list[Move]:
-        """Take a step: the direction times ``factor``, of length ``reach``; none where it is 0."""
+        """Take a step: the direction times ``factor``, of length ``reach``; none where it is 0.
+
+        ``change`` is the direction's output change where that is known exactly.
+        """
         xp = namespace(direction.right)
         factor = xp.astype(factor, direction.right.dtype, copy=False)
         right = xp.where(factor > 0, direction.right * factor, xp.zeros_like(factor))
         step = replace(direction, right=right)
-        if filter_.space.energies is not None:
+        if change is not None:
+            self.bound = self.bound + change * factor
+        elif filter_.space.energies is not None:
             self.bound = self.bound + filter_.given_up(step)
         self.length = reach if self.length is None else self.length + reach
         self.steps.append(step)
@@ -116,35 +133,33 @@ class Layer:
             Move(index, layout, bias),
         ]
 
-    def measure(self, lin: Linearization, *, sample: bool) -> None:
-        """Measure the output change ``||dW X^T||`` on the inputs of ``lin``.
+    def measure(self, lin: Linearization) -> None:
+        """Measure the output change ``||dW X^T||`` on the inputs of ``lin``, before the move.
 
-        Args:
-            lin: The linearization before the move.
-            sample: Take about ``SAMPLED_ROWS`` rows, scaled to all, instead of every row.
+        Where the null space is exact, about ``SAMPLED_ROWS`` rows stand for all. Where a single
+        step keeps to a budget, its change on all rows is known already.
         """
         if not self.steps:
             return
-        parts, seen = [], 0
-        for rows in self._rows(lin, sample=sample):
-            outputs = [step.outputs(rows) for step in self.steps]
-            parts.append(norm(sum(outputs[1:], start=outputs[0])))
-            seen += rows.shape[-2]
-        self.change = joint_norm(parts) * (self.samples / seen) ** 0.5
+        if self.inexact and len(self.steps) == 1 and self.kept:
+            self.change = self.bound
+        elif self.inexact:
+            total = [step.dense() for step in self.steps]
+            self.change = output_change(self.block, lin, sum(total[1:], start=total[0]))
+        else:
+            self.change = self._sampled(lin)
         self.steps.clear()
 
-    def _rows(self, lin: Linearization, *, sample: bool) -> Iterator[Array]:
-        for index in self.block.sites:
-            for chunk in lin.sites[index].rows():
-                if chunk.shape[-2] == 0:
-                    continue
-                rows = (
-                    chunk[..., :: max(1, chunk.shape[-2] // SAMPLED_ROWS), :] if sample else chunk
-                )
-                rows = widen(rows)
-                yield rows if self.block.bias is None else with_column(rows, 1.0)
-                if sample:
-                    return
+    def _sampled(self, lin: Linearization) -> Array:
+        parts, seen = [], 0
+        for site in (lin.sites[i] for i in self.block.sites):
+            for chunk in site.rows(max(1, site.samples // SAMPLED_ROWS)):
+                rows = widen(chunk)
+                rows = rows if self.block.bias is None else with_column(rows, 1.0)
+                outputs = [step.outputs(rows) for step in self.steps]
+                parts.append(norm(sum(outputs[1:], start=outputs[0])))
+                seen += rows.shape[-2]
+        return joint_norm(parts) * (self.samples / seen) ** 0.5
 
     def report(self) -> LayerReport:
         """Return what happened to the block."""
@@ -186,6 +201,7 @@ def take_steps(
     layers: Sequence[Layer],
     filters: Sequence[Filter | BudgetFilter],
     directions: Sequence[Direction | None],
+    lin: Linearization,
     length: float,
 ) -> list[Move]:
     """Scale every direction to ``length * ||W||`` and return all moves.
@@ -209,22 +225,46 @@ def take_steps(
     norms = xp.stack([xp.astype(layer.weight_norm, size.dtype) for layer, *_ in moving])
     size = xp.where(held, xp.ones_like(size), size)
     reach = xp.where(held, xp.zeros_like(size), length * norms)
-    allowed = xp.stack([_allowed(filter_, direction) for _, filter_, direction in moving])
+    changes = [_change(layer, filter_, d, lin) for layer, filter_, d in moving]
+    allowed = xp.stack(
+        [
+            _allowed(f, c, size[i])
+            for i, ((_, f, _), c) in enumerate(zip(moving, changes, strict=True))
+        ]
+    )
     reach = xp.minimum(reach, allowed * size)
     factor = reach / size
     moves: list[Move] = []
     for i, (layer, filter_, direction) in enumerate(moving):
-        moves += layer.step(direction, filter_, factor[i], reach[i])
+        moves += layer.step(direction, filter_, factor[i], reach[i], changes[i])
     return moves
 
 
-def _allowed(filter_: Filter | BudgetFilter, direction: Direction) -> Array:
-    """Return the largest factor of a direction that a budget allows, 0-d."""
-    xp = namespace(direction.size)
+def _change(
+    layer: Layer, filter_: Filter | BudgetFilter, direction: Direction, lin: Linearization
+) -> Array | None:
+    """Return a direction's output change on all rows, 0-d, where it is kept to a budget.
+
+    The filter was made from a part of the rows; what it does to all of them is measured.
+    """
     if not isinstance(filter_, BudgetFilter):
-        return xp.full_like(direction.size, xp.inf)
-    change = filter_.given_up(direction)
-    most = xp.astype(filter_.change, change.dtype)
+        return None
+    return output_change(layer.block, lin, direction.dense())
+
+
+def output_change(block: Block, lin: Linearization, move: Array) -> Array:
+    """Return ``||X N^T||`` over all sites of a block for ``N`` (..., out, features), 0-d."""
+    weight, bias = (move, None) if block.bias is None else (move[..., :-1], move[..., -1])
+    return joint_norm([lin.sites[i].apply(weight, bias) for i in block.sites])
+
+
+def _allowed(filter_: Filter | BudgetFilter, change: Array | None, like: Array) -> Array:
+    """Return the largest factor of a direction that a budget allows, 0-d."""
+    xp = namespace(like)
+    if change is None or not isinstance(filter_, BudgetFilter):
+        return xp.full_like(like, xp.inf)
+    most = xp.astype(filter_.change, like.dtype)
+    change = xp.astype(change, like.dtype)
     return most / xp.where(change > 0, change, xp.ones_like(change))
 
 
@@ -267,8 +307,15 @@ def make_layer(
         free=filter_.free,
         empty=filter_.empty,
         rounding=filter_.rounding(input_norm),
+        inexact=filter_.space.energies is not None,
+        kept=isinstance(filter_, BudgetFilter),
     )
     return layer, filter_
+
+
+def enough_rows(features: int) -> int:
+    """Return how many rows the filter of a budget is made from."""
+    return ROWS_PER_FEATURE * features
 
 
 def make_filter(
@@ -289,7 +336,11 @@ def make_filter(
     tight = config.projection == "budget" and samples > (1 - SLACK) * block.features
     spectrum = tight or config.threshold > 0
     bias = block.bias is not None
-    space = row_space(chunks, samples, bias=bias, spectrum=spectrum, only_null=not spectrum)
+    every = max(1, samples // enough_rows(block.features)) if tight else 1
+    chunks = (chunk for site in sites for chunk in site.rows(every))
+    space = row_space(
+        chunks, samples, bias=bias, spectrum=spectrum, only_null=not spectrum, every=every
+    )
     if tight:
         change = config.budget * output_norm / config.steps
         return BudgetFilter(space, change, length / config.steps)

@@ -146,6 +146,7 @@ class Policy:
 
     rule: Rule = field(default_factory=Rule)
     state: State = field(init=False)
+    _refused: bool = field(default=False, init=False, compare=False)
 
     def __post_init__(self) -> None:
         """Start."""
@@ -172,11 +173,15 @@ class Policy:
 
     def update(self, report: TeleportReport) -> None:
         """Learn from a teleport that was accepted or refused."""
+        self._refused = not report.accepted
         self.state = self.rule.update(self.state, np.bool_(report.accepted), report.cost)
 
     def refund(self, cost: float) -> None:
         """Take back compute that the last teleport was charged for and the training step used."""
-        self.state = self.state._replace(spent=self.state.spent - cost)
+        state, wasted = self.state, cost if self._refused else 0.0
+        self.state = state._replace(
+            spent=state.spent - cost, wasted=state.wasted - wasted, last=state.last - cost
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to go on, as plain numbers."""

@@ -13,8 +13,8 @@ resolved down to 1.5e-8 of the largest.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 from array_api_compat import is_lazy_array
 
@@ -56,6 +56,7 @@ def row_space(
     bias: bool = False,
     spectrum: bool = False,
     only_null: bool = False,
+    every: int = 1,
 ) -> RowSpace:
     """Return orthonormal coordinates for the rows of ``X``, given in chunks.
 
@@ -66,9 +67,11 @@ def row_space(
         spectrum: Also compute the energies where the basis alone does not need them.
         only_null: Only the exact null space is asked for: a few rows that already span all inputs
             then stand for all rows, since more rows cannot bring a null direction back.
+        every: The chunks hold about one row in so many, which stand for all ``n``.
 
     Returns:
-        The row space; by QR when ``n <= d``, else by Gram matrix and eigendecomposition.
+        The row space; by QR when there are no more rows than inputs, else by Gram matrix and
+        eigendecomposition.
 
     Raises:
         ValueError: If there are no rows.
@@ -76,12 +79,17 @@ def row_space(
     if samples < 1:
         msg = f"the null space needs at least 1 sample, got {samples}"
         raise ValueError(msg)
-    stream = (with_column(chunk, 1.0) if bias else chunk for chunk in map(widen, chunks))
-    first = next(iter(stream))
-    if samples <= first.shape[-1]:
+    stream: Iterator[Array] = (
+        with_column(chunk, 1.0) if bias else chunk for chunk in map(widen, chunks)
+    )
+    first = next(stream)
+    if samples // every <= first.shape[-1]:
         xp = namespace(first)
         rows = [first, *stream]
-        return _by_qr(xp.concat(rows, axis=-2) if len(rows) > 1 else first, spectrum=spectrum)
+        x = xp.concat(rows, axis=-2) if len(rows) > 1 else first
+        if x.shape[-2] <= x.shape[-1]:
+            return _by_qr(x, samples, spectrum=spectrum)
+        first, stream = x, iter(())
     if only_null and not is_lazy_array(first):
         few = _few_rows(first, samples)
         if few is not None:
@@ -97,39 +105,39 @@ def _few_rows(first: Array, samples: int) -> RowSpace | None:
         return None
     few = first[..., ::spacing, :]
     xp, rows = namespace(first), few.shape[-2]
-    found = _by_gram(few, [], samples, rows)
+    found = _by_gram(few, [], rows)
     energies: Array = found.energies
     total = xp.sum(energies, axis=-1)
     # All rows together have a larger total, against which their smallest energy is judged.
     doubt = 2 * features * float(xp.finfo(total.dtype).eps) * total * (samples / rows)
-    return found if bool(xp.all(energies[..., 0] > doubt)) else None
+    sure = bool(xp.all(energies[..., 0] > doubt))
+    return replace(found, samples=samples) if sure else None
 
 
-def _by_qr(x: Array, *, spectrum: bool) -> RowSpace:
-    """Row space of ``x`` (..., n, d), ``n <= d``."""
+def _by_qr(x: Array, samples: int, *, spectrum: bool) -> RowSpace:
+    """Row space of ``x`` (..., n, d), ``n <= d``, which stands for ``samples`` rows."""
     xp = namespace(x)
-    samples, features = x.shape[-2:]
+    rows, features = x.shape[-2:]
     basis, r = xp.linalg.qr(xp.matrix_transpose(x), mode="reduced")
     energies = None
     if spectrum:
         # X^T X = Q (R R^T) Q^T: the small matrix carries the whole spectrum.
         small = xp.linalg.eigh(r @ xp.matrix_transpose(r))
-        basis, energies = basis @ small.eigenvectors, small.eigenvalues
-    return RowSpace(basis, energies, samples == features, samples, samples)
+        basis, energies = basis @ small.eigenvectors, small.eigenvalues * (samples / rows)
+    return RowSpace(basis, energies, rows == features, samples, rows)
 
 
-def _by_gram(
-    first: Array, rest: Iterable[Array], samples: int, rows: int | None = None
-) -> RowSpace:
-    """Row space from the streamed Gram matrix, of ``rows`` rows if not of all samples."""
-    gram = gram_matrix(first)
+def _by_gram(first: Array, rest: Iterable[Array], samples: int) -> RowSpace:
+    """Row space from the streamed Gram matrix; the rows stand for ``samples`` rows."""
+    gram, rows = gram_matrix(first), first.shape[-2]
     for chunk in rest:
-        gram = gram + gram_matrix(chunk)
+        gram, rows = gram + gram_matrix(chunk), rows + chunk.shape[-2]
     xp = namespace(gram)
     eigen = xp.linalg.eigh(gram)
     # The energies need float64; the basis is applied in the dtype of the weights.
     basis = xp.astype(eigen.eigenvectors, first.dtype, copy=False)
-    return RowSpace(basis, eigen.eigenvalues, complete=True, samples=samples, rows=rows or samples)
+    energies = eigen.eigenvalues * (samples / rows)
+    return RowSpace(basis, energies, complete=True, samples=samples, rows=rows)
 
 
 def gram_matrix(x: Array) -> Array:

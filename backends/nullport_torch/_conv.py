@@ -135,12 +135,36 @@ class ConvSite:
         total = self.cotangent.transpose(0, 1).flatten(1).sum(1)
         return total.unflatten(0, (self.geometry.groups, -1)) if self.geometry.groups > 1 else total
 
-    def rows(self) -> Iterator[Tensor]:
-        """Yield patches, each chunk of shape (n, in) or (groups, n, in)."""
+    def rows(self, every: int = 1) -> Iterator[Tensor]:
+        """Yield patches, each chunk of shape (n, in) or (groups, n, in); one in ``every``."""
         features = self.inputs.shape[1] * torch.Size(self.geometry.kernel).numel()
         per_sample = max(1, self.positions * features)
-        for chunk in self.inputs.split(max(1, CHUNK // per_sample)):
-            yield patches(self.geometry, chunk)
+        # Whole samples are left out first: that saves making their patches.
+        apart = max(1, min(every, self.inputs.shape[0]))
+        for chunk in self.inputs[::apart].split(max(1, CHUNK // per_sample)):
+            yield patches(self.geometry, chunk)[..., :: max(1, every // apart), :]
+
+    def apply(self, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Return the layer's output for another weight (..., out, in), bias (..., out) or None."""
+        g, x = self.geometry, self.inputs.to(weight.dtype)
+        padding = [left for left, _ in g.padding]
+        if any(left != right for left, right in g.padding):
+            x, padding = _pad(x, g.padding), [0] * len(g.kernel)
+        matrices = weight if g.groups > 1 else weight[None]
+        kernel = matrices.unflatten(-1, (-1, *g.kernel))
+        kernel = (kernel.transpose(1, 2) if g.transposed else kernel).flatten(0, 1)
+        output: Tensor = torch.ops.aten.convolution(
+            x,
+            kernel,
+            None if bias is None else bias.flatten(),
+            g.stride,
+            padding,
+            g.dilation,
+            g.transposed,
+            g.output_padding,
+            g.groups,
+        )
+        return output
 
 
 def _kernel_gradient(g: Geometry, x: Tensor, delta: Tensor) -> Tensor:

@@ -93,9 +93,9 @@ class Teleporter:
         due = ready and self._policy.due
         self._handed = None
         report = self.step(closure, guard, others) if due else None
-        self._policy.tick()
         if self._optimizer is not None and self._policy.near(KEPT):
             self._keep(closure, warn=guard is None)
+        self._policy.tick()
         return report
 
     @property

@@ -54,7 +54,7 @@ def test_auto_waits_longer_after_refusals() -> None:
         model, closure = _made()
         teleporter = Teleporter(model, config=CONFIG)
         due = _run(teleporter, closure, 60, guard=guard)
-        assert due[0] == 10
+        assert due[0] == 2
         assert all(report.accepted == (guard is None) for report in teleporter.history)
         counts.append(len(due))
     assert counts[1] < counts[0]
@@ -85,7 +85,7 @@ def test_step_teleports_now_and_plans_the_next() -> None:
     teleporter = Teleporter(model, every=4, config=CONFIG)
     _run(teleporter, closure, 3)
     assert teleporter.step(closure).accepted
-    assert _run(teleporter, closure, 8) == [3, 7]  # four steps after the one just taken
+    assert _run(teleporter, closure, 9) == [4, 8]  # four steps after the one just taken
 
 
 @pytest.mark.parametrize("every", ["auto", 3])
@@ -100,10 +100,10 @@ def test_state_round_trip(every: int | str) -> None:
     assert _run(two, closure, 12) == _run(one, closure, 12)
 
 
-@pytest.mark.parametrize("state", [{}, {"policy": {}, "model": 1}, {"model": {}}], ids=str)
+@pytest.mark.parametrize("state", [{}, {"policy": {}, "model": 1}, {"policy": {}}], ids=str)
 def test_state_of_something_else(state: dict[str, Any]) -> None:
     model, _ = _made()
-    with pytest.raises(ValueError, match=r"state has keys .* expected \['policy'\]"):
+    with pytest.raises(ValueError, match=r"state has keys .* expected \['policy', 'recent'\]"):
         Teleporter(model).load_state_dict(state)
 
 
@@ -178,3 +178,124 @@ def test_public_names() -> None:
     assert BACKEND.name == "torch"
     assert BACKEND.versions()["torch"] == torch.__version__
     assert "cpu" in BACKEND.devices()
+
+
+class Net(nn.Module):
+    """A network that draws no random numbers, or one that does."""
+
+    def __init__(self, *, dropout: bool = False, norm: bool = False) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(5, 40), nn.Linear(40, 3)
+        self.drop, self.norm = nn.Dropout(0.5 * dropout), nn.BatchNorm1d(40)
+        self.dropout, self.normalise = dropout, norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.body(x))
+        x = self.norm(x) if self.normalise else x
+        out: Tensor = self.head(self.drop(x) if self.dropout else x)
+        return out
+
+
+def _train(
+    steps: range, state: dict[str, Any] | None, *, reuse: bool = False, seed: int = 0
+) -> tuple[dict[str, Any], list[float], Teleporter]:
+    """Train from a state, or from the start; return the state, the losses, the teleporter."""
+    torch.manual_seed(seed)
+    model = Net().double()
+    x, y = torch.randn(400, 5, dtype=torch.float64), torch.randint(3, (400,))
+    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
+    teleporter = Teleporter(model, optimizer, horizon=5000)
+    if state is not None:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        teleporter.load_state_dict(state["teleporter"])
+    losses = []
+    for step in steps:
+        rows = slice(8 * step % 400, 8 * step % 400 + 8)
+        xb, yb = x[rows], y[rows]
+
+        def closure() -> Tensor:
+            return F.cross_entropy(model(xb), yb)  # noqa: B023
+
+        teleporter.maybe_step(closure)
+        optimizer.zero_grad()
+        if reuse:
+            loss = teleporter.backward(closure)
+        else:
+            loss = closure()
+            loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    parts = {"model": model, "optimizer": optimizer, "teleporter": teleporter}
+    return (
+        copy.deepcopy({key: part.state_dict() for key, part in parts.items()}),
+        losses,
+        teleporter,
+    )
+
+
+@pytest.mark.parametrize("stop", range(1, 16))
+def test_a_resumed_run_goes_on_bit_for_bit(stop: int, tmp_path: Any) -> None:
+    whole, losses, teleporter = _train(range(16), None)
+    assert len(teleporter.history) >= 3
+    part, first, _ = _train(range(stop), None)
+    torch.save(part, tmp_path / "checkpoint")
+    saved = torch.load(tmp_path / "checkpoint", weights_only=True)
+    resumed, second, _ = _train(range(stop, 16), saved)
+    assert first + second == losses
+    for key, value in whole["model"].items():
+        assert torch.equal(value, resumed["model"][key])
+    assert resumed["teleporter"]["policy"] == whole["teleporter"]["policy"]
+
+
+def test_the_gradient_is_handed_over() -> None:
+    plain, losses, one = _train(range(16), None)
+    spared, same, two = _train(range(16), None, reuse=True)
+    assert same == pytest.approx(losses, rel=1e-10)
+    for key, value in plain["model"].items():
+        assert torch.allclose(value, spared["model"][key], rtol=1e-10, atol=1e-12)
+    spent = [t.state_dict()["policy"]["spent"] for t in (one, two)]
+    assert spent[0] - spent[1] == pytest.approx(len(two.history))
+
+
+@pytest.mark.parametrize("accepted", [True, False])
+def test_what_is_handed_over_is_the_gradient_there(accepted: bool) -> None:
+    torch.manual_seed(0)
+    model, x, y = Net(), torch.randn(8, 5), torch.randint(3, (8,))
+    config = TeleportConfig(radius=0.3 if accepted else 100.0, max_loss_change=0.0 + accepted)
+    teleporter = Teleporter(model, every=1, config=config)
+
+    def closure() -> Tensor:
+        return F.cross_entropy(model(x), y)
+
+    guard = None if accepted else (lambda: model.head.weight.square().sum())
+    teleporter.maybe_step(closure)
+    report = teleporter.maybe_step(closure, guard)
+    assert report is not None
+    assert report.accepted == accepted
+    assert teleporter.gradient_ready
+    loss = teleporter.backward(closure)
+    assert not teleporter.gradient_ready
+    expected = torch.autograd.grad(closure(), list(model.parameters()), allow_unused=True)
+    assert loss.item() == pytest.approx(closure().item(), rel=1e-5)
+    for p, gradient in zip(model.parameters(), expected, strict=True):
+        if gradient is not None:
+            torch.testing.assert_close(p.grad, gradient, rtol=1e-4, atol=1e-6)
+    before = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    teleporter.backward(closure)  # nothing is ready: an ordinary backward, which accumulates
+    for p, gradient in zip(
+        [p for p in model.parameters() if p.grad is not None], before, strict=True
+    ):
+        torch.testing.assert_close(p.grad, 2 * gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["dropout", "norm"])
+def test_a_forward_that_leaves_traces_is_not_spared(kind: str) -> None:
+    torch.manual_seed(0)
+    model = Net(**{kind: True})
+    x, y = torch.randn(8, 5), torch.randint(3, (8,))
+    teleporter = Teleporter(model, every=1, config=CONFIG)
+    for _ in range(2):
+        teleporter.maybe_step(lambda: F.cross_entropy(model(x), y))
+    assert teleporter.history
+    assert not teleporter.gradient_ready
