@@ -12,9 +12,9 @@ from nullport._arrays import Array
 Objective = Callable[[Sequence[Array]], Sequence[Array]]
 """A custom objective: takes the gradient, one array per parameter, and returns ``v = dphi/dg``."""
 
-PROJECTIONS = ("budget", "threshold")
+PROJECTIONS = ("budget", "threshold", "none")
 TANGENTS = ("auto", "jvp", "fd")
-OBJECTIVES = ("auto", "grad_norm", "decrease", "look_ahead")
+OBJECTIVES = ("auto", "grad_norm", "decrease", "look_ahead", "others")
 
 
 def _choice(name: str, value: object, allowed: Sequence[str]) -> None:
@@ -49,12 +49,15 @@ class TeleportConfig:
             squared norm of the gradient over all parameters), ``"decrease"`` (what the optimizer's
             own step gains), ``"look_ahead"`` (other samples' loss after that step), or a function
             from the gradient (one array per parameter) to ``v = dphi/dg`` of the same structure.
+            ``"others"`` is a control for experiments: other samples' loss after a step that is
+            held still, so that nothing is gained through the gradient.
             ``"auto"`` looks ahead where the optimizer and other samples are known, and else takes
             ``"grad_norm"``.
         projection: How the null space is enforced. ``"budget"``: exact where there are clearly
             fewer samples than inputs, else the smooth filter that gains most while a layer's
             output changes by at most ``budget``. ``"threshold"`` (the paper): drops the leading
             eigen-directions of the layer's inputs that hold all but ``threshold`` of the energy.
+            ``"none"`` is a control for experiments: the same move without any projection.
         threshold: For ``"threshold"``, the share of the input energy, in [0, 1], that may be given
             up. 0 is the exact null space.
         budget: For ``"budget"``, the change of a layer's output that is allowed on the captured
@@ -73,14 +76,14 @@ class TeleportConfig:
         ValueError: If a value is outside what is allowed; the message names both.
     """
 
-    objective: Literal["auto", "grad_norm", "decrease", "look_ahead"] | Objective = "auto"
-    projection: Literal["budget", "threshold"] = "threshold"
+    objective: Literal["auto", "grad_norm", "decrease", "look_ahead", "others"] | Objective = "auto"
+    projection: Literal["budget", "threshold", "none"] = "budget"
     threshold: float = 0.0
-    budget: float = 0.01
+    budget: float = 0.2
     radius: Literal["auto"] | float = "auto"
     steps: int = 1
     tangent: Literal["auto", "jvp", "fd"] = "auto"
-    max_loss_change: float = 0.01
+    max_loss_change: float = 0.05
     bias: bool = True
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()

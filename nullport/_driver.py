@@ -146,9 +146,9 @@ class _Run:
     def _armijo(self) -> bool:
         """Whether the optimizer's step is tested on the captured batch.
 
-        ``look_ahead`` bounds itself; every other objective is unbounded.
+        ``look_ahead`` bounds itself, and so does its control; others are unbounded.
         """
-        return self.objective != "look_ahead"
+        return self.objective not in ("look_ahead", "others")
 
     @property
     def objective(self) -> str | Objective:
@@ -180,9 +180,7 @@ class _Run:
     @property
     def _exact(self) -> bool:
         """Whether no layer gives up any of its output, so that activations stay."""
-        return self.config.threshold == 0 and not any(
-            isinstance(filter_, BudgetFilter) for filter_ in self.filters
-        )
+        return not any(layer.inexact for layer in self.layers)
 
     @property
     def radius(self) -> float:
@@ -218,13 +216,10 @@ class _Run:
         wish = pull(self.objective, self.graph, lin.gradients)
         blocks = [layer.block for layer in self.layers]
         direct = None if wish.direct is None else [self._read(b, wish.direct) for b in blocks]
-        if self.scale is None:
-            pairs = zip(self.graph.weights(), wish.v, strict=True)
-            self.scale = length([w for w, a in pairs if a is not None])
-        size = self.grad_norm if wish.v is lin.gradients else None
-        size = length(wish.v) if size is None else size
-        xp = namespace(size)
-        step = self.scale / xp.where(size > 0, size, xp.ones_like(size))
+        self.cost += wish.cost
+        if wish.v is None:
+            return Accumulator(blocks, self.filters, lin, direct)
+        step = self._tangent_step(wish.v, lin)
         while True:
             accumulator = Accumulator(blocks, self.filters, lin, direct)
             try:
@@ -233,8 +228,18 @@ class _Run:
             except TangentUnavailable:
                 if not self.engine.give_up():
                     raise
-        self.cost += wish.cost + self.engine.cost + cost.KERNEL
+        self.cost += self.engine.cost + cost.KERNEL
         return accumulator
+
+    def _tangent_step(self, v: Vector, lin: Linearization) -> Array:
+        """Return ``||w|| / ||v||``, 0-d."""
+        if self.scale is None:
+            pairs = zip(self.graph.weights(), v, strict=True)
+            self.scale = length([w for w, a in pairs if a is not None])
+        size = self.grad_norm if v is lin.gradients else None
+        size = length(v) if size is None else size
+        xp = namespace(size)
+        return self.scale / xp.where(size > 0, size, xp.ones_like(size))
 
     def _read(self, block: Block, vector: Vector) -> Array | None:
         """Return a block's part of a vector over all parameters, (..., out, features)."""

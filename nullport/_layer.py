@@ -59,7 +59,7 @@ class Layer:
         bound: Bound on ``||dW X^T||`` so far, without rounding, 0-d.
         change: The same, measured, 0-d.
         inexact: Whether any of the output may change.
-        kept: Whether that is kept to a budget.
+        kept: Whether that is measured before moving, to keep to a budget.
     """
 
     block: Block
@@ -225,7 +225,7 @@ def take_steps(
     norms = xp.stack([xp.astype(layer.weight_norm, size.dtype) for layer, *_ in moving])
     size = xp.where(held, xp.ones_like(size), size)
     reach = xp.where(held, xp.zeros_like(size), length * norms)
-    changes = [_change(layer, filter_, d, lin) for layer, filter_, d in moving]
+    changes = [_change(layer, direction, lin) for layer, _, direction in moving]
     allowed = xp.stack(
         [
             _allowed(f, c, size[i])
@@ -240,14 +240,12 @@ def take_steps(
     return moves
 
 
-def _change(
-    layer: Layer, filter_: Filter | BudgetFilter, direction: Direction, lin: Linearization
-) -> Array | None:
+def _change(layer: Layer, direction: Direction, lin: Linearization) -> Array | None:
     """Return a direction's output change on all rows, 0-d, where it is kept to a budget.
 
     The filter was made from a part of the rows; what it does to all of them is measured.
     """
-    if not isinstance(filter_, BudgetFilter):
+    if not layer.kept:
         return None
     return output_change(layer.block, lin, direction.dense())
 
@@ -297,6 +295,7 @@ def make_layer(
     weight_norm = joint_norm(parts)
     output_norm = joint_norm([site.output_norm for site in sites])
     filter_ = make_filter(block, lin, config, output_norm, radius * weight_norm)
+    kept = isinstance(filter_, BudgetFilter) or config.projection == "none"
     layer = Layer(
         block=block,
         kind=sites[0].kind,
@@ -307,8 +306,8 @@ def make_layer(
         free=filter_.free,
         empty=filter_.empty,
         rounding=filter_.rounding(input_norm),
-        inexact=filter_.space.energies is not None,
-        kept=isinstance(filter_, BudgetFilter),
+        inexact=kept or config.threshold > 0,
+        kept=kept,
     )
     return layer, filter_
 

@@ -11,6 +11,7 @@ gradient ``direct``:
   preconditioner ``D`` that is held still, ``v = D g``.
 - ``look_ahead``: minus the loss of *other* samples after the optimizer's step, ``-L2(w - u(g))``;
   with ``direct = grad L2(w - u)``, ``v = (du/dg)^T direct``.
+- ``others``, a control: the same with ``v = 0``.
 
 The optimizer's step is read from the user's own optimizer, run on a copy of its state; its
 derivative is a difference of two such runs, symmetric for every elementwise rule.
@@ -35,12 +36,12 @@ class Pull:
     """What an objective asks for.
 
     Attributes:
-        v: Direction of the tangent pass, one array per parameter.
+        v: Direction of the tangent pass, one array per parameter; None for no tangent pass.
         direct: Gradient to subtract before projecting, or None.
         cost: Compute used to find it, in gradients.
     """
 
-    v: Vector
+    v: Vector | None
     direct: Vector | None = None
     cost: float = 0.0
 
@@ -70,10 +71,16 @@ def look_ahead(graph: LayerGraph, gradients: Vector) -> Pull:
     return Pull(v, direct, cost=1.0)
 
 
+def others(graph: LayerGraph, gradients: Vector) -> Pull:
+    """Return ``direct = grad L2(w - u)`` alone."""
+    return Pull(None, graph.elsewhere(graph.optimizer_step(gradients)), cost=1.0)
+
+
 OBJECTIVES: dict[str, Callable[[LayerGraph, Vector], Pull]] = {
     "grad_norm": grad_norm,
     "decrease": decrease,
     "look_ahead": look_ahead,
+    "others": others,
 }
 
 

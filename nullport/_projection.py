@@ -19,7 +19,7 @@ from typing import Protocol
 
 from array_api_compat import device, is_lazy_array
 
-from nullport._arrays import Array, namespace, norm
+from nullport._arrays import Array, namespace, norm, widen
 from nullport._rowspace import RowSpace
 
 ENOUGH = 0.25
@@ -140,6 +140,13 @@ def filtered(space: RowSpace, gain: Array, d: Array) -> Array:
     if space.complete:
         return ((d @ basis) * gain) @ back
     return d - ((d @ basis) * (1 - gain)) @ back
+
+
+def unfiltered(like: Array, features: int, samples: int) -> Filter:
+    """Return the filter that leaves every direction as it is, in the namespace of ``like``."""
+    xp, like = namespace(like), widen(like)
+    basis = xp.zeros((features, 0), dtype=like.dtype, device=device(like))
+    return Filter(RowSpace(basis, None, complete=False, samples=samples), None)
 
 
 def threshold_filter(space: RowSpace, tau: float) -> Filter:

@@ -63,6 +63,7 @@ class TorchTrainer:
         self._reads_others = settings.teleport.objective == "look_ahead"
         self.model = model.to(settings.device)
         self._optimizer = OPTIMIZERS[settings.optimizer](self.model, settings.lr)
+        self._captured: Batch | None = None
         self._teleporter = Teleporter(
             self.model,
             self._optimizer,
@@ -77,32 +78,38 @@ class TorchTrainer:
             group["lr"] = lr
 
     def teleport(
-        self, batch: Batch, guard: Batch | None, others: Batch | None
+        self, batch: Batch, guard: Batch | None, others: Batch | None, *, now: bool | None = None
     ) -> tuple[TeleportReport | None, float]:
         """Teleport if one is due; return the report, if any, and the compute used."""
-        if others is None and self._reads_others:
+        if (others is None and self._reads_others) or now is False:
             return None, 0.0
+        self._captured = batch
         closure = self._closure(batch)
         given = [None if given is None else self._closure(given) for given in (guard, others)]
+        teleport = self._teleporter.step if now else self._teleporter.maybe_step
         try:
             with threads(self._threads):
-                report = self._teleporter.maybe_step(closure, *given)
+                report = teleport(closure, *given)
         except ValueError:
             with torch.no_grad():
                 if math.isfinite(float(closure())):
                     raise
             return None, 0.0  # diverged, which is the step's to say
-        if report is None:
-            return None, 0.0
-        return report, report.cost - (GRADIENT if self._teleporter.gradient_ready else 0.0)
+        return report, 0.0 if report is None else report.cost
 
-    def step(self, batch: Batch) -> float:
-        """Make a training step and return the loss before it."""
+    def step(self, batch: Batch) -> tuple[float, float]:
+        """Make a training step; return the loss before it and the compute used."""
+        ready = self._teleporter.gradient_ready and batch is self._captured
         with threads(self._threads):
             self._optimizer.zero_grad()
-            loss = self._teleporter.backward(self._closure(batch))
+            closure = self._closure(batch)
+            if ready:
+                loss = self._teleporter.backward(closure)
+            else:
+                loss = closure()
+                loss.backward()
             self._optimizer.step()
-        return float(loss.detach())
+        return float(loss.detach()), 0.0 if ready else GRADIENT
 
     @torch.no_grad()
     def evaluate(self, inputs: Array, targets: Array) -> tuple[float, float | None]:

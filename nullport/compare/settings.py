@@ -13,6 +13,7 @@ OptimizerName = Literal["sgd", "momentum", "adagrad", "adam", "adamw"]
 ScheduleName = Literal["constant", "cosine"]
 InitName = Literal["default", "he"]
 ActivationName = Literal["relu", "gelu"]
+JudgeName = Literal["another", "same", "several"]
 
 LEARNING_RATES: dict[str, float] = {
     "sgd": 0.1,
@@ -36,6 +37,7 @@ _CHOICES: dict[str, Any] = {
     "schedule": ScheduleName,
     "init": InitName,
     "activation": ActivationName,
+    "judge": JudgeName,
 }
 
 
@@ -60,7 +62,11 @@ class Settings:
         batch: Samples in a training batch.
         every: Training steps between teleports, or ``"auto"``: early ones, and fewer when they are
             refused.
-        guard: Whether the previous training batch has a say in accepting a teleport.
+        at: Training steps before which to teleport, instead of when the policy says.
+        captured: Samples of the training batch that teleports are made from.
+        guard: Whether other samples have a say in accepting a teleport.
+        judge: Which samples have: another batch than the objective reads, the same one, or several
+            recent batches together.
         device: Where to train, as the backend names it.
         threads: Threads that a CPU computes with. More make large networks faster, and seconds
             less comparable where other work is going on.
@@ -83,7 +89,10 @@ class Settings:
     budget: int = 1000
     batch: int = 64
     every: Literal["auto"] | int = "auto"
+    at: tuple[int, ...] = ()
+    captured: Literal["batch"] | int = "batch"
     guard: bool = True
+    judge: JudgeName = "another"
     device: str = "cpu"
     threads: int = 1
     teleport: TeleportConfig = field(default_factory=TeleportConfig)
@@ -118,6 +127,11 @@ class Settings:
             _check_count(name, getattr(self, name))
         if self.every != "auto":
             _check_count("every", self.every, "'auto' or ")
+        if self.captured != "batch":
+            _check_count("captured", self.captured, "'batch' or ")
+        object.__setattr__(self, "at", tuple(self.at))
+        for step in self.at:
+            _check_count("at", step)
         if not isinstance(self.lr, int | float) or not 0 < self.lr < math.inf:
             msg = f"invalid lr: {self.lr!r}; allowed: a finite number above 0"
             raise ValueError(msg)

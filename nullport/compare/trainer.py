@@ -20,22 +20,28 @@ class Trainer(Protocol):
         """Set the learning rate of the teleports and steps that follow."""
 
     def teleport(
-        self, batch: Batch, guard: Batch | None, others: Batch | None
+        self, batch: Batch, guard: Batch | None, others: Batch | None, *, now: bool | None = None
     ) -> tuple[TeleportReport | None, float]:
         """Teleport if one is due, before the training step on ``batch``.
 
         Args:
-            batch: The batch of the step.
+            batch: The batch of the step, or the part of it that teleports are made from.
             guard: Other samples that have a say, or None.
             others: Yet other samples, for objectives that read some; None in the first two steps.
+            now: Whether one is due; None to leave it to the policy.
 
         Returns:
             The report, None if no teleport was due, and the compute used, in gradients of
-            ``batch``, but for what the training step is spared.
+            ``batch``.
         """
 
-    def step(self, batch: Batch) -> float:
-        """Make a training step and return the loss before it, which may be infinite or nan."""
+    def step(self, batch: Batch) -> tuple[float, float]:
+        """Make a training step.
+
+        Returns:
+            The loss before it, which may be infinite or nan, and the compute used, in gradients:
+            1, or 0 where the teleport on the same batch has just computed the gradient.
+        """
 
     def evaluate(self, inputs: Array, targets: Array) -> tuple[float, float | None]:
         """Return the mean loss over samples, and the accuracy if targets are classes."""

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from nullport._cost import FORWARD, GRADIENT
+from nullport._report import TeleportReport
 from nullport.compare.records import Point, Run, Teleport
 from nullport.compare.results import plain
 from nullport.compare.settings import Settings
@@ -22,6 +24,9 @@ from nullport.compare.trainer import Trainer
 
 POINTS = 30
 """Evaluations of the training loss during a run."""
+
+SEVERAL = 4
+"""Recent batches that judge together, where several do."""
 
 EVALUATED = {"vector": 2000, "image": 2000, "sequence": 500, "tokens": 200}
 """Most samples that an evaluation takes, by form of the input."""
@@ -84,15 +89,15 @@ class Training:
     def run(self) -> Run:
         """Train until the budget is spent or the loss is no number, then evaluate."""
         self._evaluate()
-        before: tuple[Batch | None, Batch | None] = (None, None)
+        before: list[Batch] = []
         for batch in batches(self.task, self.settings.batch, self.seed):
             # Set once for a teleport and the step after it, which is the one it prepares.
             self.trainer.set_lr(learning_rate(self.settings, self.spent))
             if self.arm == "teleport" and self._affordable(1 + self._dearest):
-                self._teleport(batch, *before)
+                self._teleport(batch, before)
             if not self._affordable(1) or not self._step(batch):
                 break
-            before = (batch, before[0])
+            before = [batch, *before[: SEVERAL - 1]]
         return self._finish()
 
     @property
@@ -102,23 +107,41 @@ class Training:
     def _affordable(self, cost: float) -> bool:
         return self.spent + cost <= self.settings.budget + 1e-9
 
-    def _teleport(self, batch: Batch, last: Batch | None, second_last: Batch | None) -> None:
+    def _teleport(self, batch: Batch, before: Sequence[Batch]) -> None:
         """Let the trainer teleport: the last batch guards, the one before may be read."""
-        guard = last if self.settings.guard else None
+        last = before[0] if before else None
+        others = before[1] if len(before) > 1 else None
+        guard = {"another": last, "same": others, "several": _joined(before)}[self.settings.judge]
+        guard = guard if self.settings.guard else None
+        size = self.settings.captured
+        captured = batch if size == "batch" else (batch[0][:size], batch[1][:size])
+        now = self.steps in self.settings.at if self.settings.at else None
         start = time.perf_counter()
-        report, cost = self.trainer.teleport(batch, guard, second_last)
+        report, cost = self.trainer.teleport(captured, guard, others, now=now)
         self.seconds += time.perf_counter() - start
         if report is not None:
+            cost = self._charge(cost, report, len(captured[0]), guard)
             record = plain(report.as_dict())
             self.teleports.append(Teleport(self.steps, self.spent, cost, record))
         self.spent += cost
 
+    def _charge(
+        self, cost: float, report: TeleportReport, captured: int, guard: Batch | None
+    ) -> float:
+        """Convert gradients of the captured batch into those of a training batch."""
+        batch = self.settings.batch
+        reads = self.settings.teleport.objective in ("auto", "look_ahead", "others")
+        others = GRADIENT if reads else 0.0
+        judged = 0.0 if guard is None or report.guard_before is None else 2 * FORWARD
+        own = (cost - others - judged) * captured / batch
+        return own + others + judged * (1 if guard is None else len(guard[0]) / batch)
+
     def _step(self, batch: Batch) -> bool:
         """Make a training step; return whether the loss was a finite number."""
         start = time.perf_counter()
-        loss = self.trainer.step(batch)
+        loss, cost = self.trainer.step(batch)
         self.seconds += time.perf_counter() - start
-        self.spent += 1
+        self.spent += cost
         self.steps += 1
         if self.spent >= self.settings.budget * len(self.curve) / POINTS:
             self._evaluate()
@@ -152,6 +175,14 @@ class Training:
             curve=tuple(self.curve),
             teleports=tuple(self.teleports),
         )
+
+
+def _joined(batches: Sequence[Batch]) -> Batch | None:
+    """Return several batches as one, None if there are none."""
+    if not batches:
+        return None
+    inputs, targets = zip(*batches, strict=True)
+    return np.concatenate(inputs), np.concatenate(targets)
 
 
 def _number(loss: float) -> float:

@@ -15,7 +15,7 @@ from nullport import TeleportConfig
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"objective": "speed"}, r"invalid objective: 'speed'; allowed: 'auto', 'grad_norm'"),
     ({"objective": None}, r"invalid objective: None; allowed: 'auto', 'grad_norm'"),
-    ({"projection": "none"}, r"invalid projection: 'none'; allowed: .*'threshold'"),
+    ({"projection": "exact"}, r"invalid projection: 'exact'; allowed: .*'threshold'"),
     ({"tangent": "exact"}, r"invalid tangent: 'exact'; allowed: 'auto', 'jvp', 'fd'"),
     ({"threshold": -0.1}, r"invalid threshold: -0\.1; allowed: a finite number in \[0, 1\]"),
     ({"threshold": 1.1}, r"invalid threshold: 1\.1; allowed: a finite number in \[0, 1\]"),

@@ -336,7 +336,7 @@ def test_error_at_the_nth_call(
 
 
 def _strict() -> TeleportConfig:
-    return TeleportConfig(threshold=0.9, radius=3.0, max_loss_change=0.0)
+    return TeleportConfig(projection="threshold", threshold=0.9, radius=3.0, max_loss_change=0.0)
 
 
 def _loose() -> TeleportConfig:
@@ -344,7 +344,7 @@ def _loose() -> TeleportConfig:
 
 
 def _overflowing() -> TeleportConfig:
-    return TeleportConfig(threshold=1.0, radius=100.0, max_loss_change=1e30)
+    return TeleportConfig(projection="threshold", threshold=1.0, radius=100.0, max_loss_change=1e30)
 
 
 def _distance(model: nn.Module) -> Callable[[], Tensor]:

@@ -160,7 +160,7 @@ def test_direction_agrees_with_differences_of_gradients(network: Network) -> Non
 def test_reused_activations_are_those_of_a_fresh_pass(
     network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = TeleportConfig(radius=0.2, steps=4)
+    config = TeleportConfig(projection="threshold", radius=0.2, steps=4)
     model, closure = build(network)
     torch.manual_seed(5)
     report = teleport(model, closure, config=config)

@@ -51,10 +51,12 @@ def _everything() -> tuple[Everything, Tensor, Tensor]:
 
 
 CONFIGS = {
-    "jvp": TeleportConfig(tangent="jvp"),
-    "fd": TeleportConfig(tangent="fd"),
-    "steps": TeleportConfig(steps=3),
-    "threshold": TeleportConfig(threshold=0.01, steps=2, max_loss_change=10.0),
+    "jvp": TeleportConfig(projection="threshold", tangent="jvp"),
+    "fd": TeleportConfig(projection="threshold", tangent="fd"),
+    "steps": TeleportConfig(projection="threshold", steps=3),
+    "threshold": TeleportConfig(
+        projection="threshold", threshold=0.01, steps=2, max_loss_change=10.0
+    ),
 }
 
 
@@ -104,7 +106,7 @@ def test_every_pass_sees_the_random_numbers_of_the_next_training_step() -> None:
     state = torch.get_rng_state()
     before = closure().item()
     torch.set_rng_state(state)
-    report = teleport(model, closure)
+    report = teleport(model, closure, config=TeleportConfig(projection="threshold"))
     after = closure().item()
     assert report.loss_before == before
     assert report.loss_after == pytest.approx(after, rel=1e-15)
@@ -147,7 +149,7 @@ def test_a_graph_from_before_is_known_to_be_stale() -> None:
 def test_a_graph_from_before_survives_a_refused_move() -> None:
     model, x, y = _mlp()
     kept = F.cross_entropy(model(x), y)
-    refused = TeleportConfig(threshold=0.9, radius=3.0, max_loss_change=0.0)
+    refused = TeleportConfig(projection="threshold", threshold=0.9, radius=3.0, max_loss_change=0.0)
     assert not teleport(model, lambda: F.cross_entropy(model(x), y), config=refused).accepted
     kept.backward()
 
