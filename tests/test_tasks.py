@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.tasks import load
 
 from nullport.compare import TASKS, MissingData, Task, load_task
 from nullport.compare.files import read_csv, read_idx, read_npy
@@ -22,16 +23,6 @@ SIZES = {
     "ett": ((8_521, HISTORY, 7), (2_857, HISTORY, 7), "sequence", 7 * HORIZON),
     "housing": ((16_512, 13), (4_128, 13), "vector", 1),
 }
-
-
-def load(name: str) -> Task:
-    """Load a task, or skip the test with the message that says what is missing."""
-    if name == "digits":
-        pytest.importorskip("sklearn")
-    try:
-        return load_task(name)
-    except MissingData as error:
-        pytest.skip(str(error))
 
 
 def test_every_task_is_tested_here() -> None:

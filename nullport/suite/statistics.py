@@ -86,7 +86,9 @@ def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float
     """
     generator = np.random.default_rng(0)
     drawn = generator.choice(np.asarray(values), (RESAMPLES, len(values)))
-    low, high = np.quantile(np.median(drawn, axis=1), [(1 - level) / 2, (1 + level) / 2])
+    drawn.sort(axis=1)  # no interpolation: a loss may be infinite
+    medians = np.sort(drawn[:, len(values) // 2])
+    low, high = (medians[int(p * (RESAMPLES - 1))] for p in ((1 - level) / 2, (1 + level) / 2))
     return float(low), float(high)
 
 
