@@ -53,6 +53,17 @@ def widen(x: Array) -> Array:
     return xp.astype(x, xp.result_type(x.dtype, xp.float32))
 
 
+def double(x: Array) -> Array:
+    """Return ``x`` in float64, or in float32 where the namespace has nothing wider (JAX)."""
+    xp = namespace(x)
+    widest = "float64" if "float64" in _floats(xp) else "float32"
+    return xp.astype(x, getattr(xp, widest), copy=False)
+
+
+def _floats(xp: Any) -> Any:
+    return xp.__array_namespace_info__().dtypes(kind="real floating")
+
+
 def norm(x: Array) -> Array:
     """Return the Frobenius norm of ``x`` (any shape) as a 0-d array."""
     return namespace(x).linalg.vector_norm(x)

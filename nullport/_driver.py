@@ -13,6 +13,8 @@ import time
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
+from array_api_compat import is_lazy_array
+
 from nullport import _cost as cost
 from nullport._arrays import Array, known, namespace, plain, widen, with_column
 from nullport._budget import BudgetFilter
@@ -32,7 +34,11 @@ AUTO_RADIUS = 0.1
 
 
 def teleport(
-    graph: LayerGraph, config: TeleportConfig | None = None, *, engine: Engine | None = None
+    graph: LayerGraph,
+    config: TeleportConfig | None = None,
+    *,
+    engine: Engine | None = None,
+    radius: float | Array | None = None,
 ) -> TeleportReport:
     """Move the weights of ``graph`` inside the null space of their inputs (Wu et al., 2025).
 
@@ -40,6 +46,8 @@ def teleport(
         graph: The network, its loss and the captured batch.
         config: Settings; the defaults if None.
         engine: Tangent engine that remembers earlier teleports of the same network.
+        radius: Relative length of the move, which may be traced, where the configuration leaves
+            it open: the trust region's.
 
     Returns:
         The report. If the move was refused the weights are bit for bit as before.
@@ -50,7 +58,7 @@ def teleport(
     """
     config = config or TeleportConfig()
     try:
-        return _Run(graph, config, engine or Engine(config.tangent))()
+        return _Run(graph, config, engine or Engine(config.tangent), trusted=radius)()
     except BaseException:
         graph.restore()
         raise
@@ -94,6 +102,7 @@ class _Run:
     cost: float = cost.GRADIENT
     scale: Array | None = None
     grad_norm: Array | None = None
+    trusted: float | Array | None = None
 
     def __call__(self) -> TeleportReport:
         start = time.perf_counter()
@@ -171,7 +180,7 @@ class _Run:
             grad_norm_after=plain(after.grad_norm),
             radius=self.radius,
             cause=plain(cause),
-            seconds=time.perf_counter() - start,
+            seconds=0.0 if is_lazy_array(before.loss) else time.perf_counter() - start,
             cost=self.cost + looks,
             tangent=self.engine.used,
             layers=self.layer_reports(),
@@ -183,9 +192,11 @@ class _Run:
         return not any(layer.inexact for layer in self.layers)
 
     @property
-    def radius(self) -> float:
+    def radius(self) -> float | Array:
         """Relative length of the whole move."""
-        return AUTO_RADIUS if self.config.radius == "auto" else self.config.radius
+        if self.config.radius != "auto":
+            return self.config.radius
+        return AUTO_RADIUS if self.trusted is None else self.trusted
 
     def prepare(self, lin: Linearization) -> None:
         """Find the blocks that may move, and the null space of each."""

@@ -206,7 +206,7 @@ def take_steps(
     filters: Sequence[Filter | BudgetFilter],
     directions: Sequence[Direction | None],
     lin: Linearization,
-    length: float,
+    length: float | Array,
 ) -> list[Move]:
     """Scale every direction to ``length * ||W||`` and return all moves.
 
@@ -276,7 +276,7 @@ def make_layer(
     lin: Linearization,
     weights: Sequence[Array],
     config: TeleportConfig,
-    radius: float,
+    radius: float | Array,
 ) -> tuple[Layer, Filter | BudgetFilter]:
     """Check that a block's uses were all seen, and build its null space."""
     sites = [lin.sites[i] for i in block.sites]

@@ -14,13 +14,12 @@ A :class:`Rule` maps states to states, on 0-d arrays of any namespace, so that i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from nullport._arrays import Array, namespace
-from nullport._config import TeleportConfig
 from nullport._report import TeleportReport
 
 FIRST = 2
@@ -165,11 +164,10 @@ class Policy:
         """Count a training step."""
         self.state = self.rule.tick(self.state)
 
-    def settings(self, config: TeleportConfig) -> TeleportConfig:
-        """Return the configuration of the next teleport, with the trust region's radius."""
-        if config.radius != "auto":
-            return config
-        return replace(config, radius=float(self.state.radius))
+    @property
+    def radius(self) -> float:
+        """The trust region's radius."""
+        return float(self.state.radius)
 
     def update(self, report: TeleportReport) -> None:
         """Learn from a teleport that was accepted or refused."""

@@ -86,7 +86,7 @@ class Spectral:
         """Number of free directions over the whole stack, 0-d, given which columns are free."""
         xp, basis = namespace(self.space.basis), self.space.basis
         outside = prod(basis.shape[:-2]) * (self.space.features - basis.shape[-1])
-        return xp.sum(xp.astype(free, xp.int64)) + outside
+        return xp.sum(xp.astype(free, xp.int32)) + outside
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,7 @@ class TeleportReport:
         grad_norm_after: Norm of the gradient at the moved weights.
         radius: Largest relative length allowed for each weight.
         cause: Why the move was refused, one of :class:`Cause`; 0 if it was accepted.
-        seconds: Wall-clock time of the whole teleport.
+        seconds: Wall-clock time of the whole teleport; 0 where it is traced.
         cost: Compute used, in gradients (forward and backward) of the captured batch.
         tangent: The engine that computed the tangents.
         layers: One entry per weight.

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 from array_api_compat import is_lazy_array
 
-from nullport._arrays import Array, namespace, widen, with_column
+from nullport._arrays import Array, double, namespace, widen, with_column
 
 ROWS = 1024
 """Rows that are converted to float64 at a time."""
@@ -141,7 +141,7 @@ def _by_gram(first: Array, rest: Iterable[Array], samples: int) -> RowSpace:
 
 
 def gram_matrix(x: Array) -> Array:
-    """Return ``x^T x`` in float64, shape (..., d, d), for ``x`` (..., n, d).
+    """Return ``x^T x`` in float64 where there is one, shape (..., d, d), for ``x`` (..., n, d).
 
     Rows are converted ``ROWS`` at a time: a float64 copy of all inputs would be the largest thing
     a teleport holds.
@@ -150,6 +150,6 @@ def gram_matrix(x: Array) -> Array:
     gram: Array = 0.0
     rows = x.shape[-2]
     for start in range(0, rows, ROWS):
-        part = xp.astype(x[..., start : min(start + ROWS, rows), :], xp.float64, copy=False)
+        part = double(x[..., start : min(start + ROWS, rows), :])
         gram = gram + xp.matrix_transpose(part) @ part
     return gram

@@ -13,6 +13,8 @@ digits than a difference has, and half precision has too few for one.
 
 from __future__ import annotations
 
+from array_api_compat import is_lazy_array
+
 from nullport._arrays import Array, namespace, norm, widen
 from nullport._cost import FORWARD
 from nullport._graph import LayerGraph, Linearization, Receive, TangentUnavailable
@@ -43,9 +45,12 @@ class Engine:
     difference; on disagreement ``auto`` falls back to ``fd`` and an explicit ``jvp`` raises.
     """
 
-    def __init__(self, choice: str) -> None:
-        """Make an engine for ``choice`` ("auto", "jvp" or "fd")."""
-        self.choice = choice
+    def __init__(self, choice: str, prefer: str = "") -> None:
+        """Make an engine for ``choice`` ("auto", "jvp" or "fd").
+
+        ``prefer`` is what ``"auto"`` tries first, if not left to the dtype.
+        """
+        self.choice, self._prefer = choice, prefer
         self.used = ""
         self.cost = 0.0
         self._failed: set[str] = set()
@@ -70,7 +75,7 @@ class Engine:
         """
         width = bits(lin)
         self.used = self._choose(width)
-        if self.used == "jvp" and not self._checked:
+        if self.used == "jvp" and not self._checked and not is_lazy_array(step):
             self._checked = True
             if not self._right(graph, lin, v, step, width):
                 self._failed.add("jvp")
@@ -85,7 +90,9 @@ class Engine:
     def _choose(self, width: int) -> str:
         if self.choice != "auto":
             return self.choice
-        first, second = ("fd", "jvp") if width == 32 else ("jvp", "fd")
+        by_width = "fd" if width == 32 else "jvp"
+        first = self._prefer or by_width
+        second = "jvp" if first == "fd" else "fd"
         return second if first in self._failed else first
 
     def give_up(self) -> bool:

@@ -146,8 +146,9 @@ class Teleporter:
             self._model, closure, guard, others=others, optimizer=self._optimizer, keep=True
         )
         with graph.exact():
-            config = self._policy.settings(self._config)
-            report = core.teleport(graph, config, engine=self._engine)
+            report = core.teleport(
+                graph, self._config, engine=self._engine, radius=self._policy.radius
+            )
         self._handed = graph.kept
         self._policy.update(report)
         self.history.append(report)

@@ -67,6 +67,7 @@ class Training:
         task: The data.
         settings: Settings of the comparison.
         progress: Told of every step, or None.
+        points: Evaluations of the training loss.
         spent: Compute so far, in gradients of a training batch.
         seconds: Time in steps and teleports so far.
         steps: Training steps so far.
@@ -80,6 +81,7 @@ class Training:
     task: Task
     settings: Settings
     progress: Progress | None
+    points: int = POINTS
     spent: float = 0.0
     seconds: float = 0.0
     steps: int = 0
@@ -143,7 +145,7 @@ class Training:
         self.seconds += time.perf_counter() - start
         self.spent += cost
         self.steps += 1
-        if self.spent >= self.settings.budget * len(self.curve) / POINTS:
+        if self.spent >= self.settings.budget * len(self.curve) / self.points:
             self._evaluate()
         if self.progress is not None:
             self.progress(self.arm, self.seed, self.spent)

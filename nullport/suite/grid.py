@@ -134,6 +134,7 @@ def _applies(change: Mapping[str, Any], cell: Mapping[str, Any]) -> bool:
 
 def _settings(cell: Mapping[str, Any], change: Mapping[str, Any]) -> Settings:
     given = {**cell, **{k: v for k, v in change.items() if k not in ("only", "note")}}
+    given.pop("label", None)
     try:
         config = TeleportConfig(**given.pop("teleport", {}))
         return Settings.make(given.pop("task", "digits"), **given, teleport=config)

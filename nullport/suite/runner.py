@@ -21,6 +21,9 @@ from nullport.suite.grid import BASELINE, Job, plain_settings
 
 Record = dict[str, Any]
 
+POINTS = 4
+"""Evaluations of the training loss during a run: for a small network they cost as much as it."""
+
 
 def read(path: Path) -> list[Record]:
     """Return the records of a file, none if it is not there."""
@@ -88,7 +91,7 @@ def _record(job: Job, backend: str, data: str | None) -> Record:
     task = _task(job.settings.task, data)
     arm = BASELINE if job.method == BASELINE else "teleport"
     trainer = adapter.trainer(task, job.settings, job.seed)
-    outcome = Training(arm, job.seed, trainer, task, job.settings, None).run()
+    outcome = Training(arm, job.seed, trainer, task, job.settings, None, POINTS).run()
     return {
         "key": job.key,
         "settings": plain_settings(job.settings),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nullport import TeleportConfig, TeleportReport
+from nullport import TeleportReport
 from nullport._policy import FIRST, GROW_ACCEPTED, GROW_REFUSED, RADIUS, Policy, Rule
 from nullport._report import Cause
 
@@ -57,12 +57,11 @@ def test_the_share_of_compute(cost: float, accepted: bool, share: float, steps: 
 
 def test_the_trust_region() -> None:
     policy = Policy()
-    assert policy.settings(TeleportConfig()).radius == RADIUS
+    assert policy.radius == RADIUS
     policy.update(_report(accepted=True))
-    assert policy.settings(TeleportConfig()).radius == 2 * RADIUS
+    assert policy.radius == 2 * RADIUS
     policy.update(_report(accepted=False))
-    assert policy.settings(TeleportConfig()).radius == RADIUS
-    assert policy.settings(TeleportConfig(radius=0.3)).radius == 0.3
+    assert policy.radius == RADIUS
     for _ in range(50):
         policy.update(_report(accepted=True))
     assert policy.state.radius == 1.0
