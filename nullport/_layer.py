@@ -19,7 +19,7 @@ from nullport._capture import Block, explained, without_hidden_bias
 from nullport._config import TeleportConfig
 from nullport._direction import Direction
 from nullport._graph import LayerGraph, Linearization, Move
-from nullport._projection import Filter, threshold_filter
+from nullport._projection import Filter, threshold_filter, unfiltered
 from nullport._report import Hold, LayerReport
 from nullport._rowspace import row_space
 from nullport._tangent import bits
@@ -335,7 +335,8 @@ def make_filter(
     """
     sites = [lin.sites[i] for i in block.sites]
     samples = sum(site.samples for site in sites)
-    chunks = (chunk for site in sites for chunk in site.rows())
+    if config.projection == "none":
+        return unfiltered(sites[0].inputs, block.features, samples)
     tight = config.projection == "budget" and samples > (1 - SLACK) * block.features
     spectrum = tight or config.threshold > 0
     bias = block.bias is not None

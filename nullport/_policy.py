@@ -2,8 +2,9 @@
 
 - *When*: early, from ``FIRST`` training steps on, then at intervals that grow after an accepted
   teleport and grow faster after a refused one.
-- *How far*: a trust region carried across teleports. The radius doubles after an acceptance and is
-  halved after a refusal; there is no inner search.
+- *How far*: by ``RADIUS``, always; there is no inner search. A network that can use a teleport
+  takes a long one, and where that is refused a shorter one does harm that the judge of a single
+  step does not see (``docs/benchmarks/policy.md``).
 - *How much*: teleports may use at most ``SHARE`` of the compute, refused ones at most
   ``SHARE_REFUSED``, both counted against at least ``horizon`` steps, the expected length of the
   run, so that early teleports are possible at all. One that would exceed its share is not made.
@@ -24,9 +25,8 @@ from nullport._report import TeleportReport
 
 FIRST = 2
 GROW_ACCEPTED, GROW_REFUSED = 1.5, 2.0
-SHARE, SHARE_REFUSED, HORIZON = 0.03, 0.01, 1000
-RADIUS, WIDEN, NARROW = 0.3, 2.0, 0.5
-SMALLEST, LARGEST = 1e-4, 1.0
+SHARE, SHARE_REFUSED, HORIZON = 0.03, 0.005, 1000
+RADIUS = 0.3
 
 
 class State(NamedTuple):
@@ -36,7 +36,6 @@ class State(NamedTuple):
         step: Training steps so far.
         due: Step before which the next teleport is due.
         interval: Steps between teleports now.
-        radius: Relative length of the next move.
         spent: Compute used by teleports, in gradients.
         wasted: Part of it used by refused ones.
         last: Compute used by the last teleport.
@@ -45,7 +44,6 @@ class State(NamedTuple):
     step: Array
     due: Array
     interval: Array
-    radius: Array
     spent: Array
     wasted: Array
     last: Array
@@ -87,7 +85,7 @@ class Rule:
     def start(self, zero: Array) -> State:
         """Return the state before the first step, in the namespace and dtype of a 0-d ``zero``."""
         first = zero + (FIRST if self.every is None else self.every)
-        return State(zero, first, first, zero + RADIUS, zero, zero, zero)
+        return State(zero, first, first, zero, zero, zero)
 
     def due(self, state: State) -> Array:
         """Whether a teleport is due before the present step, 0-d bool."""
@@ -127,7 +125,6 @@ class Rule:
         return state._replace(
             due=state.step + xp.floor(interval),
             interval=interval,
-            radius=xp.clip(state.radius * either(WIDEN, NARROW), SMALLEST, LARGEST),
             spent=state.spent + cost,
             wasted=state.wasted + either(0.0, cost),
             last=either(cost, cost),
@@ -163,11 +160,6 @@ class Policy:
     def tick(self) -> None:
         """Count a training step."""
         self.state = self.rule.tick(self.state)
-
-    @property
-    def radius(self) -> float:
-        """The trust region's radius."""
-        return float(self.state.radius)
 
     def update(self, report: TeleportReport) -> None:
         """Learn from a teleport that was accepted or refused."""
