@@ -21,7 +21,7 @@ $(VENV)/.run: $(BIN)/python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run
-	$(PIP) install -q -c constraints.txt -e ".[torch,cli,test,dev]"
+	$(PIP) install -q -c constraints.txt -e ".[torch,jax,cli,test,dev]"
 	@touch $@
 
 demo: $(VENV)/.run  ## Train a network on real data with and without teleports (2 minutes)

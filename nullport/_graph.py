@@ -31,7 +31,7 @@ class Site(Protocol):
         inputs: The layer's input as the framework holds it; tangents have the same shape.
         cotangent: ``delta`` as the framework holds it, or None if the loss does not depend
             differentiably on this use (it still constrains the null space).
-        output_norm: Frobenius norm of the layer's output, 0-d.
+        output_norm: Frobenius norm of ``X W^T``, 0-d.
     """
 
     @property
@@ -72,7 +72,7 @@ class DenseSite:
         kind: Name of the operation.
         inputs: ``X``, shape (..., samples, in).
         cotangent: ``delta``, shape (..., samples, out), or None.
-        output_norm: Frobenius norm of the output.
+        output_norm: Frobenius norm of ``X W^T``.
     """
 
     kind: str

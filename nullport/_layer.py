@@ -52,7 +52,7 @@ class Layer:
         samples: Rows of input.
         hidden: Whether a use of the weights was missed (0-d bool).
         weight_norm: ``||W||``, bias included, 0-d.
-        output_norm: Norm of the output, bias included, 0-d.
+        output_norm: ``||X W^T||``, without the bias, 0-d.
         free: Number of free directions over the whole stack, 0-d.
         empty: Whether nothing can move (0-d bool).
         rounding: What rounding may add to the output change per unit of length, 0-d.
@@ -330,7 +330,7 @@ def make_filter(
         block: The block.
         lin: The linearization that holds its sites.
         config: Settings.
-        output_norm: Norm of the output, of which the budget is a share, 0-d.
+        output_norm: ``||X W^T||``, of which the budget is a share, 0-d.
         length: Length ``||N||`` of all steps, 0-d.
     """
     sites = [lin.sites[i] for i in block.sites]

@@ -88,8 +88,8 @@ class LayerReport:
         rank: Directions that are constrained (summed over a stack of matrices).
         null_dim: Directions that are free (summed over a stack of matrices).
         moved: Length of the move relative to the weight's norm, ``||dW|| / ||W||``.
-        output_change_bound: Bound on ``||X dW^T|| / ||Y||``, ``Y`` the layer's output, bias
-            included, on the captured samples; computed before moving.
+        output_change_bound: Bound on ``||X dW^T|| / ||X W^T||`` on the captured samples, a moved
+            bias included in ``dW`` only; computed before moving.
         output_change: The same ratio, measured (on about 16 rows where the null space is exact).
         hold: Why it did not move, one of :class:`Hold`; 0 for an excluded weight.
         note: Why it is excluded; empty if it is not.

@@ -45,7 +45,13 @@ def path(tmp_path: Path) -> Path:
 
 def _record(job: Job, loss: float | None, **given: Any) -> dict[str, Any]:
     record = {"key": job.key, "seed": job.seed, "versions": {"toy": "1"}, "seconds": 1.0}
-    record |= {"final_loss": loss, "valid_loss": loss, "finite": loss is not None, "spent": 100.0}
+    record |= {
+        "final_loss": loss,
+        "valid_loss": loss,
+        "finite": loss is not None,
+        "spent": 100.0,
+        "steps": 98,
+    }
     return record | {"accepted": 1, "refused": 0, "teleport_cost": 2.0} | given
 
 

@@ -211,7 +211,7 @@ class Recorder(TorchFunctionMode):
             self._receive(index, inputs)
             return
         edge = get_gradient_edge(out) if out.requires_grad else None
-        size = torch.linalg.vector_norm(out.detach())
+        size = torch.linalg.vector_norm(_linear_part(call, out.detach()))
         # A cast of the weight is kept by the autograd graph, which then misses a move.
         same = out.dtype == call.w.dtype and not self._copies
         half = min(out.dtype.itemsize, inputs.dtype.itemsize) < 4
@@ -377,6 +377,16 @@ def site_inputs(call: Call) -> Tensor:
 
 def _axes(tensor: Tensor, letters: str, which: str) -> tuple[tuple[int, int], ...]:
     return tuple((tensor.shape[letters.index(c)], tensor.stride(letters.index(c))) for c in which)
+
+
+def _linear_part(call: Call, out: Tensor) -> Tensor:
+    """Return the output without its bias: what a change of the weight is compared with."""
+    if call.b is None:
+        return out
+    bias = call.b.detach().to(out.dtype)
+    if isinstance(call.how, Geometry):
+        bias = bias.reshape(-1, *(1 for _ in call.how.kernel))
+    return out - bias
 
 
 def _weight_layout(call: Call, offset: int) -> Layout:

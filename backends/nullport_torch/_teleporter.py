@@ -12,7 +12,7 @@ from nullport import TeleportConfig, TeleportReport
 from nullport import _driver as core
 from nullport._cost import GRADIENT
 from nullport._freeze import bind, data_of, freeze, keeps_its_batch
-from nullport._policy import HORIZON, Policy, Rule
+from nullport._policy import HORIZON, RADIUS, Policy, Rule
 from nullport._tangent import Engine
 from nullport_torch._graph import Closure, TorchGraph
 
@@ -146,9 +146,7 @@ class Teleporter:
             self._model, closure, guard, others=others, optimizer=self._optimizer, keep=True
         )
         with graph.exact():
-            report = core.teleport(
-                graph, self._config, engine=self._engine, radius=self._policy.radius
-            )
+            report = core.teleport(graph, self._config, engine=self._engine, radius=RADIUS)
         self._handed = graph.kept
         self._policy.update(report)
         self.history.append(report)

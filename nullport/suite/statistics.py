@@ -142,6 +142,7 @@ def _cell(key: _Key, base: _Runs, mine: _Runs, tuned: float) -> Cell:
         valid=changes("valid_loss"),
         accepted=float(np.mean([run["accepted"] for run in runs])),
         refused=float(np.mean([run["refused"] for run in runs])),
-        share=max(run["teleport_cost"] / max(run["spent"], 1) for run in runs),
+        # A step whose gradient a teleport handed over costs nothing: the rest is the teleports'.
+        share=max((run["spent"] - run["steps"]) / max(run["spent"], 1) for run in runs),
         broken=sum(not run["finite"] for run in runs),
     )

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from nullport import TeleportReport
-from nullport._policy import FIRST, GROW_ACCEPTED, GROW_REFUSED, RADIUS, Policy, Rule
+from nullport._policy import FIRST, GROW_ACCEPTED, GROW_REFUSED, Policy, Rule
 from nullport._report import Cause
 
 
@@ -47,7 +47,7 @@ def test_auto_is_early_and_ever_rarer(accepted: bool, growth: float) -> None:
 
 
 @pytest.mark.parametrize("cost", [1.0, 5.0, 12.0])
-@pytest.mark.parametrize(("accepted", "share"), [(True, 0.03), (False, 0.01)], ids=["yes", "no"])
+@pytest.mark.parametrize(("accepted", "share"), [(True, 0.03), (False, 0.005)], ids=["yes", "no"])
 @pytest.mark.parametrize("steps", [1000, 10_000])
 def test_the_share_of_compute(cost: float, accepted: bool, share: float, steps: int) -> None:
     due = _due(Policy(Rule.parse("auto")), steps, accepted=accepted, cost=cost)
@@ -55,24 +55,12 @@ def test_the_share_of_compute(cost: float, accepted: bool, share: float, steps: 
     assert len(due) * cost <= max(share * steps, cost)
 
 
-def test_the_trust_region() -> None:
-    policy = Policy()
-    assert policy.radius == RADIUS
-    policy.update(_report(accepted=True))
-    assert policy.radius == 2 * RADIUS
-    policy.update(_report(accepted=False))
-    assert policy.radius == RADIUS
-    for _ in range(50):
-        policy.update(_report(accepted=True))
-    assert policy.state.radius == 1.0
-
-
 def test_batches_are_kept_just_before_a_teleport() -> None:
     policy = Policy()
     near = []
     for step in range(12):
         if policy.due:
-            policy.update(_report(accepted=False))
+            policy.update(_report(accepted=False, cost=1.0))
         if policy.near(2):
             near.append(step)
         policy.tick()

@@ -115,6 +115,8 @@ def test_every_layer_stays_within_its_budget(
         rows = rows.reshape(-1, *rows.shape[-2:])
         move = g.matrix(change).double().numpy()
         weight = g.matrix(start).double().numpy()
+        if g.bias:
+            weight[..., -1] = 0.0  # the output's own bias does not count
         outputs = [
             np.linalg.norm(rows @ w.reshape(-1, *w.shape[-2:]).swapaxes(-1, -2))
             for w in (move, weight)

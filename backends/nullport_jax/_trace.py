@@ -1,0 +1,427 @@
+"""Watching a loss through its jaxpr; everything that touches the inside of a jaxpr is here.
+
+First the jaxpr is read: parameters are followed through operations that only change layout, and
+into the jaxprs of jit, remat and scan. Every product or convolution with exactly one parameter is a
+site; any other use of a parameter is noted with its reason. Then it is evaluated with a zero
+``eps`` added to every site's output: the cotangent of a site is the gradient with respect to its
+``eps``, and its input is handed out beside the loss. Only jaxprs that hold a site are opened, so
+custom derivative rules stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+
+from nullport._arrays import norm, widen
+from nullport._graph import Use
+from nullport_jax._bias import bias_layout
+from nullport_jax._conv import conv_spec
+from nullport_jax._sites import NotLinear, Spec, dense_spec
+from nullport_jax._view import View, whole
+
+Views: TypeAlias = "list[View | None]"
+Tapped: TypeAlias = "dict[int, tuple[jax.Array, jax.Array]]"
+"""Per site its input and the norm of its output, each with an axis per scan in front."""
+
+INLINE = {"pjit": "jaxpr", "jit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
+"""Calls that are evaluated in place, and the parameter that holds their jaxpr."""
+
+REMAT = ("checkpoint", "remat", "remat2")
+
+REASONS = {
+    "gather": "gather, as in an embedding",
+    "mul": "multiplied by a mask or a factor (mul)",
+    "concatenate": "concatenated",
+    "cond": "used inside cond",
+    "while": "used inside while",
+    "shard_map": "used inside shard_map",
+    "dynamic_slice": "indexed by a computed value (dynamic_slice)",
+    "rev": "reversed (rev)",
+    "dot_general": "a product of two parameters (dot_general)",
+    "conv_general_dilated": "a convolution of two parameters (conv_general_dilated)",
+}
+CUSTOM_VJP = ("custom_vjp_call", "custom_vjp_call_jaxpr")
+REASONS |= dict.fromkeys(CUSTOM_VJP, "used inside custom_vjp, whose rule is kept")
+REASONS["custom_jvp_call"] = "used inside custom_jvp, whose rule is kept"
+
+STOPS_JVP = ("custom_lin",)
+"""What forward mode leaves behind where a custom reverse rule stops it."""
+
+SITES: dict[str, Callable[..., Spec]] = {
+    "dot_general": dense_spec,
+    "conv_general_dilated": conv_spec,
+}
+
+
+@dataclass
+class Plan:
+    """What to do at the equations of one jaxpr.
+
+    Attributes:
+        taps: Site and operand that is its input, by equation.
+        inner: Plans of the jaxprs inside, by equation.
+    """
+
+    taps: dict[int, tuple[int, int]] = field(default_factory=dict)
+    inner: dict[int, Plan] = field(default_factory=dict)
+
+    @property
+    def sites(self) -> list[int]:
+        """All sites inside."""
+        inside = [site for plan in self.inner.values() for site in plan.sites]
+        return sorted([site for site, _ in self.taps.values()] + inside)
+
+
+@dataclass
+class Reading:
+    """What was found in a jaxpr.
+
+    Attributes:
+        specs: Every site, in the order of the forward pass.
+        lengths: Per site, the lengths of the scans around it.
+        uses: Every use of every parameter.
+        plan: Where the sites are.
+    """
+
+    specs: list[Spec] = field(default_factory=list)
+    lengths: list[tuple[int, ...]] = field(default_factory=list)
+    uses: list[Use] = field(default_factory=list)
+    plan: Plan = field(default_factory=Plan)
+
+    def zeros(self) -> list[jax.Array]:
+        """Return the perturbation of every site's output, an axis per scan in front."""
+        return [
+            jnp.zeros((*lengths, *spec.shape), spec.dtype)
+            for spec, lengths in zip(self.specs, self.lengths, strict=True)
+        ]
+
+
+def read(closed: ClosedJaxpr, parameters: Sequence[int | None]) -> Reading:
+    """Find the sites and uses in a jaxpr; ``parameters`` says which parameter an input is."""
+    reader = _Reader()
+    views: Views = [
+        None if index is None else whole(index, _aval(v).shape, is_weight=True)
+        for index, v in zip(parameters, closed.jaxpr.invars, strict=True)
+    ]
+    plan, out = reader.walk(closed.jaxpr, views)
+    reader.other(out, "returned as the loss")
+    reader.found.plan = plan
+    return reader.found
+
+
+def _aval(v: Any) -> Any:
+    """Return the shape and dtype of a variable."""
+    return v.aval
+
+
+def _same(eqn: JaxprEqn, view: View) -> Views:
+    """Follow a conversion between floating-point types."""
+    dtypes = (_aval(eqn.invars[0]).dtype, _aval(eqn.outvars[0]).dtype)
+    return [view if all(jnp.issubdtype(d, jnp.floating) for d in dtypes) else None]
+
+
+def _stopped(_: JaxprEqn, view: View) -> Views:
+    return [replace(view, stopped=True) if view.is_weight else None]
+
+
+def _reshape(eqn: JaxprEqn, view: View) -> Views:
+    return [None if eqn.params["dimensions"] else view.reshaped(_aval(eqn.outvars[0]).shape)]
+
+
+def _slice(eqn: JaxprEqn, view: View) -> Views:
+    starts, ends = eqn.params["start_indices"], eqn.params["limit_indices"]
+    steps = eqn.params["strides"] or [1] * len(starts)
+    return [view.sliced(starts, _aval(eqn.outvars[0]).shape, steps)] if len(ends) else [view]
+
+
+def _dynamic_slice(eqn: JaxprEqn, view: View) -> Views:
+    """Follow a slice at known indices, which are clamped to the array."""
+    at = [v for v in eqn.invars[1:] if isinstance(v, Literal)]
+    if len(at) < len(eqn.invars) - 1:
+        return [None]
+    shape, sizes = _aval(eqn.invars[0]).shape, eqn.params["slice_sizes"]
+    starts = [
+        min(max(int(v.val), 0), n - size) for v, n, size in zip(at, shape, sizes, strict=True)
+    ]
+    return [view.sliced(starts, sizes, [1] * len(sizes))]
+
+
+def _split(eqn: JaxprEqn, view: View) -> Views:
+    axis, start, out = eqn.params["axis"], 0, []
+    for part in eqn.outvars:
+        shape = _aval(part).shape
+        starts = [start if i == axis else 0 for i in range(len(shape))]
+        out.append(view.sliced(starts, shape, [1] * len(shape)))
+        start += shape[axis]
+    return out
+
+
+PASS = ("copy", "copy_p", "name", "optimization_barrier", "sharding_constraint", "device_put")
+"""Operations that hand on their operands as they are."""
+
+LAYOUT: dict[str, Callable[[JaxprEqn, View], Views]] = {
+    "convert_element_type": _same,
+    "stop_gradient": _stopped,
+    "transpose": lambda eqn, view: [view.transposed(eqn.params["permutation"])],
+    "reshape": _reshape,
+    "squeeze": lambda eqn, view: [view.squeezed(eqn.params["dimensions"])],
+    "broadcast_in_dim": lambda eqn, view: [
+        view.broadcast(_aval(eqn.outvars[0]).shape, eqn.params["broadcast_dimensions"])
+    ],
+    "slice": _slice,
+    "dynamic_slice": _dynamic_slice,
+    "split": _split,
+}
+"""Operations whose outputs hold elements of their first operand."""
+
+
+class _Reader:
+    """Walks through jaxprs and follows parameters and outputs of sites."""
+
+    def __init__(self) -> None:
+        self.found = Reading()
+        self._lengths: list[int] = []
+
+    def walk(self, jaxpr: Jaxpr, views: Views) -> tuple[Plan, Views]:
+        """Return the plan of a jaxpr and the views of its outputs, given those of its inputs."""
+        plan, live = Plan(), _live(jaxpr)
+        reads = Counter(v for i in live for v in jaxpr.eqns[i].invars if not _literal(v))
+        reads.update(v for v in jaxpr.outvars if not _literal(v))
+        seen: dict[Any, View] = {}
+
+        def note(variables: Sequence[Any], views: Views) -> None:
+            # A site's output that is used twice is not the output of one layer with a bias.
+            seen.update(
+                (variable, view)
+                for variable, view in zip(variables, views, strict=True)
+                if view is not None and (view.is_weight or reads[variable] == 1)
+            )
+
+        def look(variables: Sequence[Any]) -> Views:
+            return [None if _literal(v) else seen.get(v) for v in variables]
+
+        note(jaxpr.invars, views)
+        for i in sorted(live):
+            eqn = jaxpr.eqns[i]
+            views = look(eqn.invars)
+            if eqn.primitive.name in SITES or any(view is not None for view in views):
+                note(eqn.outvars, self._equation(plan, i, eqn, views))
+        return plan, look(jaxpr.outvars)
+
+    def other(self, views: Views, reason: str) -> None:
+        """Note that the parameters among ``views`` are used in a way that is no linear map."""
+        self.found.uses += [
+            Use(view.source, reason=reason) for view in views if view is not None and view.is_weight
+        ]
+
+    def _equation(self, plan: Plan, i: int, eqn: JaxprEqn, views: Views) -> Views:
+        """Read one equation; return the views of its outputs."""
+        name = eqn.primitive.name
+        inner, out = self._call(eqn, views)
+        if inner is not None:
+            if inner.sites:
+                plan.inner[i] = inner
+            return out
+        if name in SITES and sum(v is not None and v.is_weight for v in views) == 1:
+            return self._site(plan, i, eqn, views)
+        if name == "add" and self._bias(views):
+            return [None]
+        if name in PASS:
+            return views
+        if name in LAYOUT and views[0] is not None:
+            out = LAYOUT[name](eqn, views[0])
+            if None not in out:
+                return out
+        self.other(views, REASONS.get(name, name))
+        return [None] * len(eqn.outvars)
+
+    def _call(self, eqn: JaxprEqn, views: Views) -> tuple[Plan | None, Views]:
+        """Walk through the jaxpr of a call that can be opened."""
+        name = eqn.primitive.name
+        if name in INLINE or name in REMAT:
+            jaxpr, _ = _opened(eqn.params[INLINE.get(name, "jaxpr")])
+            return self.walk(jaxpr, views)
+        return self._scan(eqn, views) if name == "scan" else (None, [])
+
+    def _scan(self, eqn: JaxprEqn, views: Views) -> tuple[Plan, Views]:
+        """Walk through the body of a scan: one level deeper."""
+        consts, carry = _scan_parts(eqn)
+        self.other(views[consts:carry], "carried through a scan")
+        level = len(self._lengths)
+        views = [v if v is not None and v.is_weight else None for v in views]
+        views = [
+            *views[:consts],
+            *([None] * (carry - consts)),
+            *(None if v is None else v.taken(level) for v in views[carry:]),
+        ]
+        self._lengths.append(int(eqn.params["length"]))
+        plan, out = self.walk(_opened(eqn.params["jaxpr"])[0], views)
+        self._lengths.pop()
+        self.other(out, "returned from a scan")
+        return plan, [None] * len(out)
+
+    def _site(self, plan: Plan, i: int, eqn: JaxprEqn, views: Views) -> Views:
+        """Note a product with one parameter."""
+        side = next(k for k, v in enumerate(views) if v is not None and v.is_weight)
+        weight, x, out = views[side], _aval(eqn.invars[1 - side]), _aval(eqn.outvars[0])
+        assert weight is not None
+        try:
+            make = SITES[eqn.primitive.name]
+            spec = make(weight, side, eqn.params, len(x.shape), out, self._lengths)
+        except NotLinear as reason:
+            self.other([weight], str(reason))
+            return [None]
+        index = len(self.found.specs)
+        plan.taps[i] = (index, 1 - side)
+        self.found.specs.append(spec)
+        self.found.lengths.append(tuple(self._lengths))
+        self.found.uses.append(Use(weight.source, index, "weight", spec.layout))
+        return [whole(index, out.shape, is_weight=False)]
+
+    def _bias(self, views: Views) -> bool:
+        """Note a parameter added to the output of a site; return False if that is not it."""
+        a, b = views
+        if a is None or b is None or a.is_weight == b.is_weight:
+            return False
+        output, bias = (b, a) if a.is_weight else (a, b)
+        spec = self.found.specs[output.source]
+        layout = None if bias.stopped or spec.stopped else bias_layout(spec, output, bias)
+        if layout is None:
+            return False
+        self.found.uses.append(Use(bias.source, output.source, "bias", layout))
+        return True
+
+
+def _literal(v: Any) -> bool:
+    return isinstance(v, Literal)
+
+
+def _live(jaxpr: Jaxpr) -> set[int]:
+    """Return the equations that the outputs depend on, or that have effects."""
+    needed = {v for v in jaxpr.outvars if not _literal(v)}
+    live = set()
+    for i in reversed(range(len(jaxpr.eqns))):
+        eqn = jaxpr.eqns[i]
+        if eqn.effects or any(v in needed for v in eqn.outvars):
+            live.add(i)
+            needed.update(v for v in eqn.invars if not _literal(v))
+    return live
+
+
+def _opened(inner: Any) -> tuple[Jaxpr, list[Any]]:
+    """Return a jaxpr that may be closed, and its constants."""
+    return (inner.jaxpr, list(inner.consts)) if isinstance(inner, ClosedJaxpr) else (inner, [])
+
+
+def holds(jaxpr: Jaxpr, names: Sequence[str]) -> bool:
+    """Tell whether a jaxpr, or one inside it, has a primitive of these names."""
+    for eqn in jaxpr.eqns:
+        inner = jax.tree_util.tree_leaves(list(eqn.params.values()), is_leaf=_is_jaxpr)
+        if eqn.primitive.name in names or any(
+            holds(_opened(value)[0], names) for value in inner if _is_jaxpr(value)
+        ):
+            return True
+    return False
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return isinstance(value, ClosedJaxpr | Jaxpr)
+
+
+def _scan_parts(eqn: JaxprEqn) -> tuple[int, int]:
+    """Return where the carry of a scan and what it scans along begin."""
+    consts = int(eqn.params["num_consts"])
+    return consts, consts + int(eqn.params["num_carry"])
+
+
+def evaluate(
+    jaxpr: Jaxpr,
+    consts: Sequence[Any],
+    plan: Plan,
+    args: Sequence[Any],
+    eps: Mapping[int, jax.Array],
+) -> tuple[list[Any], Tapped]:
+    """Evaluate a jaxpr with ``eps`` added to the output of every site.
+
+    Returns:
+        The outputs, and what was tapped at every site.
+    """
+    values: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
+    values |= dict(zip(jaxpr.invars, args, strict=True))
+    tapped: Tapped = {}
+
+    def get(v: Any) -> Any:
+        return v.val if _literal(v) else values[v]
+
+    for i in sorted(_live(jaxpr)):
+        eqn = jaxpr.eqns[i]
+        operands = [get(v) for v in eqn.invars]
+        if i in plan.inner:
+            inner = {site: eps[site] for site in plan.inner[i].sites}
+            out, more = _evaluate_call(eqn, plan.inner[i], operands, inner)
+            tapped |= more
+        else:
+            out = _bind(eqn, operands)
+        if i in plan.taps:
+            site, x = plan.taps[i]
+            out = [out[0] + eps[site]]
+            tapped[site] = (operands[x], norm(widen(out[0])))
+        values |= dict(zip(eqn.outvars, out, strict=True))
+    return [get(v) for v in jaxpr.outvars], tapped
+
+
+def _evaluate_call(
+    eqn: JaxprEqn, plan: Plan, operands: Sequence[Any], eps: Mapping[int, jax.Array]
+) -> tuple[list[Any], Tapped]:
+    """Evaluate a call that holds a site."""
+    name = eqn.primitive.name
+    if name == "scan":
+        return _evaluate_scan(eqn, plan, operands, eps)
+    jaxpr, consts = _opened(eqn.params[INLINE.get(name, "jaxpr")])
+
+    def run(operands: Sequence[Any], eps: Mapping[int, jax.Array]) -> tuple[list[Any], Tapped]:
+        return evaluate(jaxpr, consts, plan, operands, eps)
+
+    if name in REMAT:
+        options = {"prevent_cse": eqn.params["prevent_cse"], "policy": eqn.params["policy"]}
+        found: tuple[list[Any], Tapped] = jax.checkpoint(run, **options)(operands, eps)
+        return found
+    return run(operands, eps)
+
+
+def _evaluate_scan(
+    eqn: JaxprEqn, plan: Plan, operands: Sequence[Any], eps: Mapping[int, jax.Array]
+) -> tuple[list[Any], Tapped]:
+    """Evaluate a scan: ``eps`` is scanned along, what is tapped is stacked."""
+    jaxpr, consts = _opened(eqn.params["jaxpr"])
+    start, stop = _scan_parts(eqn)
+    fixed, carries = list(operands[:start]), stop - start
+
+    def body(carry: list[Any], scanned: Any) -> tuple[list[Any], Any]:
+        xs, eps = scanned
+        out, tapped = evaluate(jaxpr, consts, plan, [*fixed, *carry, *xs], eps)
+        return out[:carries], (out[carries:], tapped)
+
+    names = ("length", "reverse", "unroll", "_split_transpose")
+    options = {name: eqn.params[name] for name in names if name in eqn.params}
+    init, xs = list(operands[start:stop]), list(operands[stop:])
+    carry, (ys, tapped) = jax.lax.scan(body, init, (xs, dict(eps)), **options)
+    return [*carry, *ys], tapped
+
+
+def _bind(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
+    """Evaluate one equation as it is."""
+    primitive: Any = eqn.primitive
+    found = primitive.get_bind_params(eqn.params)
+    # Older versions of JAX return the functions apart from the parameters.
+    functions, params = found if isinstance(found, tuple) else ((), found)
+    with eqn.ctx.manager:
+        out = primitive.bind(*functions, *operands, **params)
+    return list(out) if primitive.multiple_results else [out]
