@@ -49,7 +49,7 @@ HOLDS = {
     Hold.STILL: "its inputs do not depend on the weights, as in a first layer",
     Hold.BROKEN: "its direction is not finite",
     Hold.SPANNED: "its direction lies in the row space of its inputs",
-    Hold.SHORT: "its weights are all zero, so the radius allows no move",
+    Hold.SHORT: "the radius or the budget allows no move, as where weights are zero",
 }
 
 REASONS: dict[Cause, Callable[[TeleportReport], str]] = {

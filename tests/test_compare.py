@@ -495,3 +495,44 @@ def test_teleport_record_counts_by_verdict() -> None:
     teleports = tuple(Teleport(0, 0.0, 1.0, {"accepted": ok}) for ok in (True, False, True))
     one = Run("teleport", 0, 1, 1.0, 0.0, 1.0, None, (Point(0, 0, 1.0),), teleports)
     assert (one.accepted, one.refused) == (2, 1)
+
+
+def _made(recorder: Backend, toy: Task, **given: Any) -> tuple[Run, list[tuple[Any, ...]]]:
+    found = run(small(seeds=1, **given), toy, recorder).of("teleport")[0]
+    return found, Recorder.made[-1].calls
+
+
+def test_teleports_at_given_steps(toy: Task, recorder: Backend) -> None:
+    found, _ = _made(recorder, toy, at=(3, 4, 9))
+    assert [t.step for t in found.teleports] == [3, 4, 9]
+
+
+@pytest.mark.parametrize("judge", ["another", "same", "several"])
+def test_who_judges(toy: Task, recorder: Backend, judge: Any) -> None:
+    found, calls = _made(recorder, toy, at=(5,), judge=judge)
+    index = next(i for i, call in enumerate(calls) if call[0] == "teleport")
+    _, _, guard, others = calls[index]
+    before = [call[1] for call in calls[:index]][::-1]  # the last batch first
+    assert others == before[1]
+    expected = {"another": before[0], "same": before[1], "several": b"".join(before[:4])}
+    assert guard == expected[judge]
+    assert found.teleports
+
+
+@pytest.mark.parametrize(
+    ("given", "charge"),
+    [
+        ({}, COST),
+        # others 1, guard two forwards of one batch; the rest is of half a batch
+        ({"captured": 4}, (COST - 1) / 2 + 1),
+        ({"captured": 4, "teleport": TeleportConfig(objective="grad_norm")}, COST / 2),
+    ],
+)
+def test_what_parts_of_batches_are_charged(
+    toy: Task, recorder: Backend, given: dict[str, Any], charge: float
+) -> None:
+    """The recorder's reports have no guard loss, so none was paid for."""
+    found, calls = _made(recorder, toy, at=(5,), **given)
+    assert found.teleports[0].cost == pytest.approx(charge)
+    rows = len(next(call for call in calls if call[0] == "teleport")[1]) // 8
+    assert rows == given.get("captured", 8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -73,19 +74,35 @@ def teleporting(
         ValueError: If ``every`` or ``horizon`` is not allowed.
     """
     rule, settings = Rule.parse(every, horizon), config or TeleportConfig()
-    inner = optax.with_extra_args_support(tx)
+    made = _Teleporting(tx, loss_fn, rule, settings, example, has_aux)
+    return optax.GradientTransformationExtraArgs(made.init, made.update)
 
-    def init(params: Any) -> TeleportingState:
+
+@dataclass(frozen=True)
+class _Teleporting:
+    """The two functions of the transformation; attributes as :func:`teleporting` takes them."""
+
+    tx: Any
+    loss_fn: Callable[..., Any]
+    rule: Rule
+    config: TeleportConfig
+    example: tuple[Any, ...] | None
+    has_aux: bool
+
+    def init(self, params: Any) -> TeleportingState:
+        """Return the state before the first step."""
         _check(params)
-        count = jnp.zeros((), jnp.int32)
-        blank = None
-        if example is not None:
-            shapes = jax.tree.map(lambda a: jnp.zeros(jnp.shape(a), jnp.result_type(a)), example)
-            blank = (shapes, shapes, count)
-        policy = rule.start(jnp.zeros((), jnp.float32))
-        return TeleportingState(inner.init(params), policy, blank, count, count, count)
+        count, recent = jnp.zeros((), jnp.int32), None
+        if self.example is not None:
+            blank = jax.tree.map(
+                lambda a: jnp.zeros(jnp.shape(a), jnp.result_type(a)), self.example
+            )
+            recent = (blank, blank, count)
+        policy = self.rule.start(jnp.zeros((), jnp.float32))
+        return TeleportingState(self.tx.init(params), policy, recent, count, count, count)
 
     def update(
+        self,
         updates: Any,
         state: TeleportingState,
         params: Any = None,
@@ -95,52 +112,63 @@ def teleporting(
         others: tuple[Any, ...] | None = None,
         **extra: Any,
     ) -> tuple[Any, TeleportingState]:
+        """Return the updates of a step, and of a teleport before it if one is due."""
         _check(params)
         if params is None or batch is None:
             missing = "params" if params is None else "batch"
             msg = f"update() needs {missing}: tx.update(grads, state, params, batch=(x, y))"
             raise ValueError(msg)
-        due = rule.due(state.policy)
-        if state.recent is not None:
+        due = self.rule.due(state.policy)
+        if state.recent is not None and (guard is None or others is None):
             older, newer, count = state.recent
-            due = due & ((count >= 2) | (guard is not None))
+            due = due & (count >= 2)  # before that they are blank
             guard = older if guard is None else guard
             others = newer if others is None else others
-
-        def jump(_: Any) -> tuple[Any, TeleportingState]:
-            graph = JaxGraph(
-                loss_fn,
-                params,
-                batch,
-                guard=guard,
-                others=others,
-                tx=tx,
-                opt_state=state.inner,
-                has_aux=has_aux,
-            )
-            report = run(graph, settings, RADIUS)
-            steps, after = inner.update(graph.settled, state.inner, graph.params, **extra)
-            moved = jax.tree.map(lambda new, old, u: (new - old) + u, graph.params, params, steps)
-            accepted = jnp.asarray(report.accepted)
-            return moved, state._replace(
-                inner=after,
-                policy=rule.update(state.policy, accepted, report.cost - GRADIENT),
-                accepted=state.accepted + accepted,
-                refused=state.refused + ~accepted,
-                cause=jnp.asarray(report.cause, jnp.int32),
-            )
-
-        def walk(_: Any) -> tuple[Any, TeleportingState]:
-            steps, after = inner.update(updates, state.inner, params, **extra)
-            return steps, state._replace(inner=after)
-
-        steps, after = jax.lax.cond(due, jump, walk, None)
+        steps, after = jax.lax.cond(
+            due,
+            lambda: self._jump(state, params, (batch, guard, others), extra),
+            lambda: self._walk(updates, state, params, extra),
+        )
         recent = state.recent
         if recent is not None:
             recent = (recent[1], batch, jnp.minimum(recent[2] + 1, 2))
-        return steps, after._replace(policy=rule.tick(after.policy), recent=recent)
+        return steps, after._replace(policy=self.rule.tick(after.policy), recent=recent)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    def _walk(
+        self, updates: Any, state: TeleportingState, params: Any, extra: dict[str, Any]
+    ) -> tuple[Any, TeleportingState]:
+        """Make a step."""
+        inner = optax.with_extra_args_support(self.tx)
+        steps, after = inner.update(updates, state.inner, params, **extra)
+        return steps, state._replace(inner=after)
+
+    def _jump(
+        self, state: TeleportingState, params: Any, batches: Any, extra: dict[str, Any]
+    ) -> tuple[Any, TeleportingState]:
+        """Teleport, and make the step at the parameters that are settled on."""
+        batch, guard, others = batches
+        graph = JaxGraph(
+            self.loss_fn,
+            params,
+            batch,
+            guard=guard,
+            others=others,
+            tx=self.tx,
+            opt_state=state.inner,
+            has_aux=self.has_aux,
+        )
+        report = run(graph, self.config, RADIUS)
+        if "grad" in extra:  # a line search's: the one that was passed is of other parameters
+            extra = extra | {"grad": graph.settled}
+        steps, after = self._walk(graph.settled, state, graph.params, extra)
+        moved = jax.tree.map(lambda new, old, u: (new - old) + u, graph.params, params, steps)
+        accepted = jnp.asarray(report.accepted)
+        return moved, after._replace(
+            policy=self.rule.update(state.policy, accepted, report.cost - GRADIENT),
+            accepted=state.accepted + accepted,
+            refused=state.refused + ~accepted,
+            cause=jnp.asarray(report.cause, jnp.int32),
+        )
 
 
 def _check(params: Any) -> None:

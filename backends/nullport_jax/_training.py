@@ -127,7 +127,8 @@ class JaxTrainer:
         params, gradient, report = self._network.jump(self.params, self._state, *given)
         self._policy.update(report)
         report = jax.tree.map(lambda x: x.item() if isinstance(x, jax.Array) else x, report)
-        self.params, self._ready = params, (batch, report.loss_after, gradient)
+        loss = report.loss_after if report.accepted else report.loss_before
+        self.params, self._ready = params, (batch, loss, gradient)
         return report  # type: ignore[no-any-return]
 
     def step(self, batch: Batch) -> tuple[float, float]:

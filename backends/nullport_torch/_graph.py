@@ -70,12 +70,20 @@ class TorchGraph:
         self._unseen: list[int] = []
         self._copies: dict[object, Tensor] = {}
         self._takes_gradients = False
-        self._keep = keep and model is given
+        self._keep = keep and model is given and self._all_known()
         self._kept: list[tuple[Tensor, list[Tensor | None]]] = []
         if not self._live:
             reasons = sorted({p.reason for p in self.parameters}) or ["it has no parameters"]
             msg = f"the model has no trainable parameter: {'; '.join(reasons)}"
             raise ValueError(msg)
+
+    def _all_known(self) -> bool:
+        """Whether a gradient over the live parameters is all that the optimizer's step needs."""
+        if self._optimizer is None:
+            return False
+        live = {id(self._tensors[i]) for i in self._live}
+        trained = [p for group in self._optimizer.param_groups for p in group["params"]]
+        return all(id(p) in live for p in [*trained, *self._tensors] if p.requires_grad)
 
     def exact(self) -> contextlib.AbstractContextManager[None]:
         """Return the context the core runs in."""

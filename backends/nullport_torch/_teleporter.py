@@ -80,14 +80,15 @@ class Teleporter:
         Args:
             closure: Runs the forward pass on the batch of this step and returns the loss.
             guard: A closure over other samples, which have the last word. By default, with an
-                optimizer, a recent batch.
+                optimizer and where ``others`` is left open too, a recent batch.
             others: A closure over yet other samples, for the objective ``"look_ahead"``. By
                 default another recent batch.
 
         Returns:
             The report, or None if no teleport was due.
         """
-        self._recent += [bind(closure, data) for data in self._resumed]
+        if data_of(closure) is not None:  # anything else would judge by the present batch
+            self._recent += [bind(closure, data) for data in self._resumed]
         self._resumed = []
         ready = self._optimizer is None or guard is not None or len(self._recent) == KEPT
         due = ready and self._policy.due
@@ -108,8 +109,9 @@ class Teleporter:
 
         Call it after :meth:`maybe_step` with the same closure. The gradient at the weights that a
         teleport settles on is that of the training step, so it is handed over; unless the forward
-        pass draws random numbers or updates buffers, or the model is wrapped. Hooks on gradients
-        do not see a gradient that is handed over.
+        pass draws random numbers or updates buffers, the model is wrapped, the optimizer is not
+        known or trains other parameters too. Hooks on gradients do not see a gradient that is
+        handed over.
 
         Returns:
             The loss, without a graph if the gradient was handed over.
@@ -140,8 +142,8 @@ class Teleporter:
         self, closure: Closure, guard: Closure | None = None, others: Closure | None = None
     ) -> TeleportReport:
         """Teleport now; arguments as for :meth:`maybe_step`."""
-        if guard is None and others is None and len(self._recent) == KEPT:
-            guard, others = self._recent
+        if others is None and len(self._recent) == KEPT:
+            guard, others = guard or self._recent[0], self._recent[1]
         graph = TorchGraph(
             self._model, closure, guard, others=others, optimizer=self._optimizer, keep=True
         )
@@ -169,7 +171,8 @@ class Teleporter:
 
         Save it between training steps. A run that is resumed from it, with the model, the
         optimizer and the data where they were, goes on bit for bit. For batches to be among it,
-        the closures must be plain functions of them: ``lambda: loss_fn(model(x), y)``.
+        the closures must be plain functions of them: ``lambda: loss_fn(model(x), y)``. Whatever
+        data a closure names is saved, all of it: name the batch, not the dataset.
         """
         recent = [data_of(closure) for closure in self._recent]
         kept = self._resumed or [data for data in recent if data is not None]

@@ -137,6 +137,9 @@ def _runs(tx: Any) -> None:
     for _ in range(6):
         params, state = step(params, state)
     assert float(loss_fn(params, *data)) < start
+    is_ours = lambda node: isinstance(node, TeleportingState)  # noqa: E731
+    ours = [node for node in jax.tree.leaves(state, is_leaf=is_ours) if is_ours(node)]
+    assert [int(node.accepted + node.refused) for node in ours] == [2]
 
 
 def test_inside_masked_it_raises() -> None:
@@ -161,3 +164,15 @@ def test_what_update_needs(missing: str) -> None:
 def test_bad_every(every: Any) -> None:
     with pytest.raises(ValueError, match="invalid every"):
         teleporting(optax.sgd(0.1), loss_fn, every=every)
+
+
+def test_a_blank_batch_is_never_looked_at() -> None:
+    """With a guard given but too few batches kept, nothing is due yet."""
+    params, data, tx = network(), batch(), optax.sgd(0.05)
+    wrapped = teleporting(tx, loss_fn, every=1, config=TeleportConfig(), example=data)
+    state = wrapped.init(params)
+    grads, made = jax.grad(loss_fn)(params, *data), []
+    for _ in range(4):
+        _, state = wrapped.update(grads, state, params, batch=data, guard=data)
+        made.append(int(state.accepted + state.refused))
+    assert made == [0, 0, 1, 2]

@@ -262,15 +262,20 @@ def test_the_gradient_is_handed_over() -> None:
 def test_what_is_handed_over_is_the_gradient_there(accepted: bool) -> None:
     torch.manual_seed(0)
     model, x, y = Net(), torch.randn(8, 5), torch.randint(3, (8,))
-    config = TeleportConfig(radius=0.3 if accepted else 100.0, max_loss_change=0.0 + accepted)
-    teleporter = Teleporter(model, every=1, config=config)
+    config = TeleportConfig(objective="grad_norm", radius=0.3)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    teleporter = Teleporter(model, optimizer, every=1, config=config)
 
     def closure() -> Tensor:
         return F.cross_entropy(model(x), y)
 
-    guard = None if accepted else (lambda: model.head.weight.square().sum())
+    level = iter([2.0, 1.0] if accepted else [1.0, 2.0])
     teleporter.maybe_step(closure)
-    report = teleporter.maybe_step(closure, guard)
+    report = teleporter.maybe_step(
+        closure,
+        lambda: next(level) + 0 * model.head.weight.sum(),
+        lambda: closure(),  # not read by this objective
+    )
     assert report is not None
     assert report.accepted == accepted
     assert teleporter.gradient_ready
@@ -294,8 +299,44 @@ def test_a_forward_that_leaves_traces_is_not_spared(kind: str) -> None:
     torch.manual_seed(0)
     model = Net(**{kind: True})
     x, y = torch.randn(8, 5), torch.randint(3, (8,))
-    teleporter = Teleporter(model, every=1, config=CONFIG)
-    for _ in range(2):
-        teleporter.maybe_step(lambda: F.cross_entropy(model(x), y))
-    assert teleporter.history
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    teleporter = Teleporter(model, optimizer, config=CONFIG)
+    teleporter.step(lambda: F.cross_entropy(model(x), y))
     assert not teleporter.gradient_ready
+
+
+@pytest.mark.parametrize("case", ["no optimizer", "another parameter", "a tied one"])
+def test_a_gradient_that_is_not_all_is_not_handed_over(case: str) -> None:
+    """What the optimizer trains beside, in the loss or in shared memory, needs its gradient too."""
+    torch.manual_seed(0)
+    model, x, y = Net(), torch.randn(8, 5), torch.randint(3, (8,))
+    scale = nn.Parameter(torch.ones(()))
+    trained = [*model.parameters(), scale] if case == "another parameter" else model.parameters()
+    optimizer = None if case == "no optimizer" else torch.optim.SGD(trained, 1e-3)
+    if case == "a tied one":
+        model.norm.weight = nn.Parameter(model.body.bias.data)
+    teleporter = Teleporter(model, optimizer, config=CONFIG)
+    teleporter.step(lambda: scale * F.cross_entropy(model(x), y))
+    assert not teleporter.gradient_ready
+    loss = teleporter.backward(lambda: scale * F.cross_entropy(model(x), y))
+    assert scale.grad is not None
+    assert scale.grad.item() == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_a_guard_alone_still_looks_ahead() -> None:
+    """The other samples that are looked at are then a recent batch."""
+    torch.manual_seed(0)
+    model, y = Net(), torch.randint(3, (8,))
+    teleporter = Teleporter(model, torch.optim.SGD(model.parameters(), 1e-3), every=2)
+    seen: list[float] = []
+    for step in range(3):
+        x = torch.full((8, 5), float(step + 1))
+
+        def closure() -> Tensor:
+            seen.append(x[0, 0].item())  # noqa: B023
+            return F.cross_entropy(model(x), y)  # noqa: B023
+
+        seen.clear()
+        teleporter.maybe_step(closure, lambda: model.head.weight.square().sum())
+    assert len(teleporter.history) == 1
+    assert set(seen) == {2.0, 3.0}  # the batch before, and this one
