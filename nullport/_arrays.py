@@ -82,10 +82,19 @@ def joint_norm(arrays: list[Array]) -> Array:
     return xp.linalg.vector_norm(xp.stack([norm(widen(a)) for a in arrays]))
 
 
+def place(x: Array) -> Any:
+    """Return the device to make an array on that goes with ``x``; None, the default, for any.
+
+    An array that is spread over several devices says how *it* is spread, which may not fit another.
+    """
+    where = device(x)
+    return None if hasattr(where, "device_set") else where
+
+
 def with_column(x: Array, value: float) -> Array:
     """Append a constant column to the stack of matrices ``x``: (..., n, d) -> (..., n, d + 1)."""
     xp = namespace(x)
-    column = xp.full((*x.shape[:-1], 1), value, dtype=x.dtype, device=device(x))
+    column = xp.full((*x.shape[:-1], 1), value, dtype=x.dtype, device=place(x))
     return xp.concat([x, column], axis=-1)
 
 
@@ -95,5 +104,5 @@ def probe_vector(like: Array, length: int) -> Array:
     It plays the random vector of Freivalds' check without touching any random number generator.
     """
     xp = namespace(like)
-    index = xp.arange(1, length + 1, dtype=like.dtype, device=device(like))
+    index = xp.arange(1, length + 1, dtype=like.dtype, device=place(like))
     return xp.cos(index * 1.7) + 0.1

@@ -18,9 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from array_api_compat import device
-
-from nullport._arrays import Array, namespace, norm
+from nullport._arrays import Array, namespace, norm, place
 from nullport._projection import Spectral, filtered
 
 GRID = 33
@@ -96,7 +94,7 @@ def budget_gain(energies: Array, coefficients: Array, outside: Array, ratio: Arr
     tiny = float(xp.finfo(energies.dtype).smallest_normal) * 1e8
     top = xp.where(top > tiny, top, xp.full_like(top, tiny))
     low, high = xp.full_like(top, -12.0), xp.full_like(top, 30.0)
-    steps = xp.arange(GRID, dtype=energies.dtype, device=device(energies)) / (GRID - 1)
+    steps = xp.arange(GRID, dtype=energies.dtype, device=place(energies)) / (GRID - 1)
     scaled = energies / top[..., None]
     limit = (ratio * ratio / top)[..., None]
     for _ in range(ROUNDS):

@@ -214,4 +214,4 @@ def explained(block: Block, gradient: Array, lin: Linearization) -> Array:
         right = right + part
         scale = xp.maximum(scale, norm(part))
     tiny = float(xp.finfo(scale.dtype).smallest_normal)
-    return norm(left - right) / xp.maximum(scale, xp.asarray(tiny, dtype=scale.dtype))
+    return norm(left - right) / xp.maximum(scale, xp.full_like(scale, tiny))

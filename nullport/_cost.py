@@ -8,9 +8,11 @@ its operations relative to the gradient's ``6 n out d`` per layer; float64 count
 from __future__ import annotations
 
 from math import prod
+from typing import TYPE_CHECKING
 
-from nullport._capture import Block
-from nullport._graph import Linearization
+if TYPE_CHECKING:
+    from nullport._capture import Block
+    from nullport._graph import Linearization
 
 FORWARD = 1 / 3
 KERNEL = 1 / 3

@@ -150,8 +150,9 @@ class Accumulator:
         if raw is None:
             return projected
         free = self._filters[b].apply(raw)
-        if projected is not None:
-            return Direction(None, projected.dense() + free, projected.share)
+        if projected is not None:  # a first layer's tangent may be 0: its share is that of the rest
+            share = _share(total.kept + norm(free), total.total + norm(raw))
+            return Direction(None, projected.dense() + free, share)
         if isinstance(self._filters[b], BudgetFilter):  # takes what it can of any direction
             return Direction(None, free, namespace(free).ones_like(norm(free)))
         return Direction(None, free, _share(norm(free), norm(raw)))

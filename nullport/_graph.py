@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from nullport._arrays import Array, namespace
+from nullport._cost import FORWARD
 from nullport._layout import Layout
 
 
@@ -160,6 +161,8 @@ class Linearization:
         sites: Every linear use of a weight, in the order of the forward pass.
         uses: Every use of every parameter.
         reused: Whether activations of an earlier call were reused.
+        replay_cost: Compute of one replay, in gradients: a forward pass, or a whole gradient for
+            sites that are known by their gradients.
     """
 
     loss: Array
@@ -167,6 +170,7 @@ class Linearization:
     sites: Sequence[Site]
     uses: Sequence[Use] = field(default_factory=list)
     reused: bool = False
+    replay_cost: float = FORWARD
 
 
 @dataclass(frozen=True)
@@ -197,7 +201,8 @@ class LayerGraph(Protocol):
     """A network, a loss and the batch they are evaluated on.
 
     Every forward pass made through it sees the same random numbers and the same buffers, and
-    leaves both as they were.
+    leaves both as they were. A class that inherits from it knows no optimizer and no other samples
+    and has no forward mode, until it says otherwise.
     """
 
     @property
@@ -240,20 +245,27 @@ class LayerGraph(Protocol):
         Raises:
             TangentUnavailable: If forward mode cannot handle this network.
         """
+        del v, receive
+        msg = "this network has no forward mode; allowed: tangent='fd' or 'auto'"
+        raise TangentUnavailable(msg)
 
     def loss(self, shift: Sequence[Array | None] | None = None) -> Array:
         """Return the loss at ``w - shift``, by default at ``w``; forward pass only."""
 
     def guard(self, shift: Sequence[Array | None] | None = None) -> Array | None:
         """Return the loss of the guard batch at ``w - shift``, or None without one."""
+        del shift
+        return None
 
     @property
     def has_optimizer(self) -> bool:
         """Whether the user's optimizer is known."""
+        return False
 
     @property
     def has_others(self) -> bool:
         """Whether other samples than the captured ones are known."""
+        return False
 
     def optimizer_step(self, gradients: Sequence[Array | None]) -> Sequence[Array | None]:
         """Return ``u``, what the user's optimizer would subtract from the weights next.
@@ -263,6 +275,9 @@ class LayerGraph(Protocol):
         Raises:
             ValueError: If there is no optimizer.
         """
+        del gradients
+        msg = "this objective reads the optimizer's step, which this network does not know"
+        raise ValueError(msg)
 
     def elsewhere(self, shift: Sequence[Array | None]) -> Sequence[Array | None]:
         """Return the gradient of other samples' loss at ``w - shift``.
@@ -270,6 +285,9 @@ class LayerGraph(Protocol):
         Raises:
             ValueError: If no other samples are known.
         """
+        del shift
+        msg = "this objective needs other samples, which this network does not know"
+        raise ValueError(msg)
 
     def move(self, moves: Sequence[Move]) -> None:
         """Add each change to its parameter in place, keeping what is needed to undo it."""

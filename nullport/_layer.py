@@ -18,6 +18,7 @@ from nullport._budget import BudgetFilter
 from nullport._capture import Block, explained, without_hidden_bias
 from nullport._config import TeleportConfig
 from nullport._direction import Direction
+from nullport._gradient_site import layer_input
 from nullport._graph import LayerGraph, Linearization, Move
 from nullport._projection import Filter, threshold_filter, unfiltered
 from nullport._report import Hold, LayerReport
@@ -287,7 +288,7 @@ def make_layer(
         bias = None if bias is None else graph.read(index, bias, layout)
         block = without_hidden_bias(block, bias, lin, tolerance)
     gradient = lin.gradients[block.parameter]
-    input_norm = joint_norm([site.inputs for site in sites])
+    input_norm = joint_norm([layer_input(site) for site in sites])
     if gradient is None:
         mismatch = input_norm * 0
     else:

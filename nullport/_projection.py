@@ -17,9 +17,9 @@ from functools import cached_property
 from math import prod
 from typing import Protocol
 
-from array_api_compat import device, is_lazy_array
+from array_api_compat import is_lazy_array
 
-from nullport._arrays import Array, namespace, norm, widen
+from nullport._arrays import Array, namespace, norm, place, widen
 from nullport._rowspace import RowSpace
 
 ENOUGH = 0.25
@@ -122,7 +122,7 @@ class Filter(Spectral):
         if self.gain is not None:
             return self._count(self.gain >= 0.5)
         basis = self.space.basis
-        none = namespace(basis).zeros((0,), dtype=basis.dtype, device=device(basis))
+        none = namespace(basis).zeros((0,), dtype=basis.dtype, device=place(basis))
         return self._count(none > 0)
 
     @property
@@ -145,7 +145,7 @@ def filtered(space: RowSpace, gain: Array, d: Array) -> Array:
 def unfiltered(like: Array, features: int, samples: int) -> Filter:
     """Return the filter that leaves every direction as it is, in the namespace of ``like``."""
     xp, like = namespace(like), widen(like)
-    basis = xp.zeros((features, 0), dtype=like.dtype, device=device(like))
+    basis = xp.zeros((features, 0), dtype=like.dtype, device=place(like))
     return Filter(RowSpace(basis, None, complete=False, samples=samples), None)
 
 

@@ -84,7 +84,7 @@ class Engine:
             self.cost = 2 * FORWARD
             graph.jvp(v, receive)
         else:
-            self.cost = FORWARD
+            self.cost = lin.replay_cost
             difference(graph, lin, v, step * _STEP[width], receive)
 
     def _choose(self, width: int) -> str:

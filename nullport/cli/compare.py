@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from nullport._backends import Backend
 from nullport._config import TeleportConfig
 from nullport.cli.errors import UsageError, backend_or_error
 from nullport.cli.options import add_options, given
@@ -50,7 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
         require(package)  # before the work, not after it
     backend = backend_or_error(arguments.backend)
     try:
-        settings = settings_from(arguments)
+        settings = settings_from(arguments, backend)
         task = load_task(settings.task, arguments.data)
         check(settings, task, backend)
         folder = writable(arguments.out)
@@ -64,14 +65,17 @@ def run(arguments: argparse.Namespace) -> None:
         print(path)
 
 
-def settings_from(arguments: argparse.Namespace) -> Settings:
-    """Return the settings that the arguments give.
+def settings_from(arguments: argparse.Namespace, backend: Backend) -> Settings:
+    """Return the settings that the arguments give; the device is the backend's first by default.
 
     Raises:
         ValueError: If a value is not allowed; the message names both.
     """
     config = TeleportConfig(**given(arguments, TeleportConfig, "teleport_"))
-    return Settings.make(**given(arguments, Settings), teleport=config)
+    chosen = given(arguments, Settings)
+    if "device" not in chosen and (devices := backend.devices()):
+        chosen["device"] = devices[0]
+    return Settings.make(**chosen, teleport=config)
 
 
 def writable(name: str) -> Path:

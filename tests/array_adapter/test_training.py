@@ -1,0 +1,94 @@
+"""What ``nullport compare --backend numpy`` drives: every network, and an honest loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nullport import TeleportConfig, load_backend
+from nullport.compare import Settings, Task, run
+from nullport_cupy._backend import NUMPY, inspect
+from nullport_cupy._training import OPTIMIZERS
+
+KINDS: dict[str, tuple[Any, tuple[int, ...]]] = {
+    "mlp": ("regression", (5,)),
+    "cnn": ("classification", (6, 6, 1)),
+    "transformer": ("language", (5,)),
+}
+
+
+def toy(kind: Any, shape: tuple[int, ...]) -> Task:
+    """Small tasks that can be learned: a linear map, bright quarters, counting up."""
+    rng = np.random.default_rng(0)
+    if kind == "language":
+        x = (rng.integers(0, 7, (96, 1)) + np.arange(shape[0] + 1)) % 7
+        return Task("toy", kind, 7, x[:, :-1], x[:, 1:], x[:, :-1], x[:, 1:])
+    x = rng.standard_normal((96, *shape)).astype(np.float32)
+    if kind == "regression":
+        y = x @ rng.standard_normal((shape[0], 2)).astype(np.float32)
+        return Task("toy", kind, 2, x, y, x, y)
+    y = np.arange(96) % 4
+    for i, label in enumerate(y):
+        x[i, 3 * (label // 2) :][:3, 3 * (label % 2) :][:, :3] += 2
+    return Task("toy", kind, 4, x, y, x, y)
+
+
+@pytest.mark.parametrize("model", KINDS)
+def test_every_network_trains(model: Any) -> None:
+    settings = Settings.make(
+        "toy",
+        model=model,
+        width=16,
+        depth=1,
+        seeds=1,
+        budget=60,
+        batch=16,
+        optimizer="adam",
+        lr=0.01,
+    )
+    results = run(settings, toy(*KINDS[model]), load_backend("numpy"))
+    for arm in ("baseline", "teleport"):
+        found = results.of(arm)[0]
+        assert found.final_loss < 0.9 * found.curve[0].loss
+    assert results.of("teleport")[0].teleports
+    assert len({one.curve[0].loss for one in results.runs}) == 1  # the same initial weights
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_every_optimizer_trains(optimizer: Any) -> None:
+    settings = Settings.make(
+        "toy", width=16, depth=1, seeds=1, budget=40, batch=16, optimizer=optimizer, lr=0.02
+    )
+    found = run(settings, toy(*KINDS["mlp"]), load_backend("numpy")).of("teleport")[0]
+    assert found.final_loss < found.curve[0].loss
+
+
+def test_after_a_refusal_the_step_tells_the_loss_where_it_is() -> None:
+    task = toy(*KINDS["cnn"])
+    config = TeleportConfig(objective="others", projection="none", radius=30.0, max_loss_change=0.0)
+    settings = Settings.make("toy", width=8, depth=1, batch=16, teleport=config)
+    assert NUMPY.trainer is not None
+    trainer = NUMPY.trainer(task, settings, 0)
+    batches = [(task.inputs[i : i + 16], task.targets[i : i + 16]) for i in (0, 16, 32)]
+    before = trainer.evaluate(*batches[0])[0]
+    report, _ = trainer.teleport(*batches, now=True)
+    assert report is not None
+    assert not report.accepted
+    loss, cost = trainer.step(batches[0])
+    assert cost == 0.0
+    assert loss == pytest.approx(before, rel=1e-5)
+    assert report.loss_after > 2 * loss
+
+
+def test_diverged_is_said_and_not_raised() -> None:
+    task = toy(*KINDS["mlp"])
+    settings = Settings.make("toy", width=8, depth=1, seeds=1, budget=30, batch=16, lr=1e6)
+    found = run(settings, task, load_backend("numpy")).of("teleport")[0]
+    assert not np.isfinite(found.final_loss)
+
+
+def test_inspect_wants_a_graph() -> None:
+    with pytest.raises(TypeError, match="returned a int, expected what from_network"):
+        inspect(3, TeleportConfig())
