@@ -3,9 +3,11 @@
 The main path through the core, in reading order:
 
 - :mod:`nullport._graph`: what an adapter supplies (:class:`LayerGraph`).
-- :mod:`nullport._driver`: :func:`teleport`, the steps of a teleport.
+- :mod:`nullport._driver` and :mod:`nullport._ascent`: :func:`teleport`, the steps of a teleport.
 - :mod:`nullport._direction`: the projected direction, without second derivatives.
 - :mod:`nullport._rowspace` and :mod:`nullport._projection`: the null space.
+
+Authors of adapters find what they need in :mod:`nullport.protocol`.
 """
 
 from nullport._backends import available_backends, load_backend

@@ -54,7 +54,7 @@ class BudgetFilter(Spectral):
         flat = budget_gain(
             xp.reshape(energies, (-1,)), xp.reshape(squares, (-1,)), outside, self._ratio
         )
-        return filtered(self.space, xp.reshape(flat, energies.shape), d)
+        return filtered(self.space, xp.reshape(flat, energies.shape), d, coordinates)
 
     @property
     def _ratio(self) -> Array:

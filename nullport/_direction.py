@@ -16,9 +16,10 @@ no Hessian-vector product, no double backward. With few samples the product is n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Protocol
 
 from nullport._arrays import Array, namespace, norm, widen, with_column
 from nullport._budget import BudgetFilter
@@ -80,61 +81,93 @@ class _Sum:
         self.formed = part if self.formed is None else self.formed + part
 
 
+class Filters(Protocol):
+    """The filter of each block, by its index."""
+
+    def __getitem__(self, b: int, /) -> Filter | BudgetFilter: ...
+
+
 class Accumulator:
     """Collects ``N = sum over sites of (delta^T Xdot) P`` for every block, as tangents arrive."""
 
     def __init__(
         self,
         blocks: Sequence[Block],
-        filters: Sequence[Filter | BudgetFilter],
+        filters: Filters,
         lin: Linearization,
-        direct: Sequence[Array | None] | None = None,
+        direct: Callable[[int], Array | None],
+        finished: Callable[[int, Direction | None], None],
     ) -> None:
-        """Prepare for the tangents of ``lin``'s sites.
+        """Prepare for the tangents of ``lin``'s sites, which arrive in the order of the sites.
 
-        ``direct``, per block (..., out, features), is subtracted before projecting.
+        Args:
+            blocks: The blocks.
+            filters: The filter of each, asked for when it is needed.
+            lin: The linearization that holds their sites.
+            direct: Of each block, what is subtracted before projecting, (..., out, features), or
+                None.
+            finished: Told a block's index and its direction, or None if no tangent arrived, as
+                soon as no other tangent can change it.
         """
         self._blocks, self._filters, self._lin = blocks, filters, lin
-        self._direct = [None] * len(blocks) if direct is None else direct
+        self._direct, self._finished = direct, finished
         self._sums = [_Sum() for _ in blocks]
+        self._done: set[int] = set()
         self._users: dict[int, list[int]] = {}
         for index, block in enumerate(blocks):
             for site in block.sites:
                 self._users.setdefault(site, []).append(index)
-        self._routes = [
-            "direction" if isinstance(f, BudgetFilter) else _route(block, lin)
-            for block, f in zip(blocks, filters, strict=True)
-        ]
+        self._last = [max(block.sites) for block in blocks]
+        self._routes: dict[int, str] = {}
+
+    def _route(self, b: int) -> str:
+        if b not in self._routes:
+            budget = isinstance(self._filters[b], BudgetFilter)
+            self._routes[b] = "direction" if budget else _route(self._blocks[b], self._lin)
+        return self._routes[b]
 
     def receive(self, index: int, tangent: Array) -> None:
         """Take the tangent of the inputs of site ``index``."""
+        self._finish(before=index)  # a site that is passed over has the tangent 0
+        if index in self._users and self._lin.sites[index].cotangent is not None:
+            self._add(index, widen(tangent))
+        self._finish(before=index + 1)
+
+    def _finish(self, before: int) -> None:
+        """Finish every block whose last site comes ``before`` this one."""
+        for b, last in enumerate(self._last):
+            if last < before and b not in self._done:
+                self._done.add(b)
+                direction = self._direction(b)
+                self._sums[b] = _Sum()
+                self._finished(b, direction)
+
+    def _add(self, index: int, tangent: Array) -> None:
         site = self._lin.sites[index]
-        if site.cotangent is None or index not in self._users:
-            return
-        tangent = widen(tangent)
         for b in self._users[index]:
             bias, total = self._blocks[b].bias is not None, self._sums[b]
-            if self._routes[b] == "direction":
+            if self._route(b) == "direction":
                 total.add(site.weight_gradient(tangent))
                 continue
             rows = with_column(tangent, 0.0) if bias else tangent
             free = self._filters[b].apply(rows)
             total.kept, total.total = total.kept + norm(free), total.total + norm(tangent)
-            if self._routes[b] == "rows":
+            if self._route(b) == "rows":
                 total.add(site.weight_gradient(free))
             else:
                 total.left.append(widen(site.cotangent))
                 total.right.append(free)
 
-    def result(self) -> list[Direction | None]:
-        """Return the direction of every block; None where no tangent arrived."""
-        return [self._direction(b) for b in range(len(self._blocks))]
+    def finish(self) -> None:
+        """Note that no more tangents arrive."""
+        self._finish(before=max(self._last, default=0) + 1)
 
     def _direction(self, b: int) -> Direction | None:
         """Project what has not been projected yet, and join it with what has."""
-        total, direct = self._sums[b], self._direct[b]
+        total, direct = self._sums[b], self._direct(b)
         projected = None
-        if self._routes[b] == "rows" and total.formed is not None:
+        route = self._route(b)
+        if route == "rows" and total.formed is not None:
             projected = Direction(None, total.formed, _share(total.kept, total.total))
         elif total.right:
             xp = namespace(total.right[0])
@@ -143,10 +176,11 @@ class Accumulator:
             right = total.right[0] if one else xp.concat(total.right, axis=-2)
             projected = Direction(left, right, _share(total.kept, total.total))
         raw = None if direct is None else -direct
-        if self._routes[b] == "direction" and total.formed is not None:
-            bias = self._blocks[b].bias is not None
-            formed = with_column(total.formed, 0.0) if bias else total.formed
+        if route == "direction" and total.formed is not None:
+            formed, total.formed = total.formed, None  # as large as the weight: held once
+            formed = with_column(formed, 0.0) if self._blocks[b].bias is not None else formed
             raw = formed if raw is None else formed + raw
+            del formed
         if raw is None:
             return projected
         free = self._filters[b].apply(raw)

@@ -16,15 +16,13 @@ from enum import IntEnum
 from array_api_compat import is_lazy_array
 
 from nullport import _cost as cost
-from nullport._arrays import Array, known, namespace, plain, widen, with_column
-from nullport._budget import BudgetFilter
-from nullport._capture import BIAS, Block, Excluded, capture
+from nullport._arrays import Array, known, namespace, plain
+from nullport._ascent import Ascent
+from nullport._capture import BIAS, Excluded, capture
 from nullport._config import Objective, TeleportConfig
-from nullport._direction import Accumulator
-from nullport._graph import LayerGraph, Linearization, TangentUnavailable
-from nullport._layer import Layer, make_filter, make_layer, take_steps
+from nullport._graph import LayerGraph, Linearization
+from nullport._layer import Layer, make_layer
 from nullport._objective import Vector, length, pull
-from nullport._projection import Filter
 from nullport._report import Cause, LayerReport, TeleportReport
 from nullport._tangent import Engine
 from nullport._verdict import Look, first, look, verdict
@@ -75,10 +73,7 @@ def inspect(graph: LayerGraph, config: TeleportConfig | None = None) -> list[Lay
     run = _Run(graph, config, Engine(config.tangent))
     lin = _finite(graph.linearize())
     run.prepare(lin)
-    accumulator = run.directions(lin)
-    for layer, direction in zip(run.layers, accumulator.result(), strict=True):
-        layer.size = None if direction is None else direction.size
-        layer.share = None if direction is None else direction.share
+    run.ascent(lin, last=False)
     return run.layer_reports()
 
 
@@ -97,7 +92,6 @@ class _Run:
     config: TeleportConfig
     engine: Engine
     layers: list[Layer] = field(default_factory=list)
-    filters: list[Filter | BudgetFilter] = field(default_factory=list)
     excluded: list[Excluded] = field(default_factory=list)
     cost: float = cost.GRADIENT
     scale: Array | None = None
@@ -119,21 +113,23 @@ class _Run:
         self.prepare(lin)
         self.grad_norm = before.grad_norm
         for remaining in reversed(range(config.steps)):
-            self._ascend(lin, self.radius / config.steps)
+            ascent = self.ascent(lin, last=not remaining)
+            lin.gradients.clear()  # not needed again, and as large as the weights
+            graph.move(ascent.moves(self.radius / config.steps))
             self.grad_norm = None
             if remaining:
                 lin = graph.linearize(unchanged=self._exact, again=remaining > 1 and self._exact)
                 self.cost += cost.BACKWARD if lin.reused else cost.GRADIENT
-                if not self._exact:
-                    self._rebuild_filters(lin)
+                if not self._exact:  # an inexact step changes the inputs of deeper layers
+                    self._forget_null_spaces()
         stops.append((Cause.STILL, self._still(before)))
         if known(stops[-1][1]):
             return self._report(start, before, before, first(stops))
         for layer in self.layers:
             layer.measure(lin)
         # From here on nothing but the loss is asked for: let go of all that is as large as inputs.
-        del lin
-        self.filters.clear()
+        del lin, ascent
+        self._forget_null_spaces()
         graph.release()
         loss, gradients = graph.gradient()
         self.cost += cost.GRADIENT
@@ -199,14 +195,13 @@ class _Run:
         return AUTO_RADIUS if self.trusted is None else self.trusted
 
     def prepare(self, lin: Linearization) -> None:
-        """Find the blocks that may move, and the null space of each."""
+        """Find the layers that may move."""
         blocks, self.excluded = capture(self.graph.parameters, lin.uses, self.config)
         if not lin.sites:
             reasons = "; ".join(f"{e.name}: {e.reason}" for e in self.excluded[:5])
             msg = f"no weight of the model is used by a recognised linear map ({reasons})"
             raise ValueError(msg)
         weights = self.graph.weights()
-        work = cost.gradient_work(lin, blocks)
         reached = [b for b in blocks if any(lin.sites[i].samples for i in b.sites)]
         if blocks and not reached:
             msg = "the captured batch has 0 samples; a teleport needs at least 1 sample"
@@ -215,32 +210,16 @@ class _Run:
             if block not in reached:
                 self.excluded.append(Excluded(block.name, "no sample reaches it", block.sites))
         for block in reached:
-            layer, filter_ = make_layer(block, self.graph, lin, weights, self.config, self.radius)
-            self.layers.append(layer)
-            self.filters.append(filter_)
-            self.cost += (
-                cost.null_space_work(block, lin, filter_.space.rows, budget=layer.kept) / work
-            )
+            self.layers.append(make_layer(block, self.graph, lin, weights, self.config))
 
-    def directions(self, lin: Linearization) -> Accumulator:
-        """Send tangents along the objective's ``v`` through the network."""
+    def ascent(self, lin: Linearization, *, last: bool) -> Ascent:
+        """Return a step with the directions that the objective asks for at ``lin``."""
         wish = pull(self.objective, self.graph, lin.gradients)
-        blocks = [layer.block for layer in self.layers]
-        direct = None if wish.direct is None else [self._read(b, wish.direct) for b in blocks]
-        self.cost += wish.cost
-        if wish.v is None:
-            return Accumulator(blocks, self.filters, lin, direct)
-        step = self._tangent_step(wish.v, lin)
-        while True:
-            accumulator = Accumulator(blocks, self.filters, lin, direct)
-            try:
-                self.engine(self.graph, lin, wish.v, step, accumulator.receive)
-                break
-            except TangentUnavailable:
-                if not self.engine.give_up():
-                    raise
-        self.cost += self.engine.cost + cost.KERNEL
-        return accumulator
+        step = None if wish.v is None else self._tangent_step(wish.v, lin)
+        ascent = Ascent(self.graph, self.layers, lin, self.config, self.radius, last=last)
+        ascent.directions(wish, step, self.engine)
+        self.cost += wish.cost + ascent.cost
+        return ascent
 
     def _tangent_step(self, v: Vector, lin: Linearization) -> Array:
         """Return ``||w|| / ||v||``, 0-d."""
@@ -252,35 +231,9 @@ class _Run:
         xp = namespace(size)
         return self.scale / xp.where(size > 0, size, xp.ones_like(size))
 
-    def _read(self, block: Block, vector: Vector) -> Array | None:
-        """Return a block's part of a vector over all parameters, (..., out, features)."""
-        weight = vector[block.parameter]
-        if weight is None:
-            return None
-        part = widen(self.graph.read(block.parameter, weight, block.layout))
-        if block.bias is None:
-            return part
-        index, layout = block.bias
-        bias = vector[index]
-        if bias is None:
-            return with_column(part, 0.0)
-        column = widen(self.graph.read(index, bias, layout))[..., None]
-        return namespace(part).concat([part, column], axis=-1)
-
-    def _ascend(self, lin: Linearization, step: float) -> None:
-        """Take one step of relative length ``step`` in every block that can move."""
-        directions = self.directions(lin).result()
-        lin.gradients.clear()  # not needed again, and as large as the weights
-        self.graph.move(take_steps(self.layers, self.filters, directions, lin, step))
-
-    def _rebuild_filters(self, lin: Linearization) -> None:
-        """Build the null spaces anew: an inexact step changes the inputs of deeper layers."""
-        self.filters = [
-            make_filter(
-                layer.block, lin, self.config, layer.output_norm, self.radius * layer.weight_norm
-            )
-            for layer in self.layers
-        ]
+    def _forget_null_spaces(self) -> None:
+        for layer in self.layers:
+            layer.filter = None
 
     def layer_reports(self) -> list[LayerReport]:
         """Return one report per weight that is used by a linear map."""

@@ -10,7 +10,7 @@ Data flows one way: the adapter captures, the core decides, the adapter moves.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -289,7 +289,7 @@ class LayerGraph(Protocol):
         msg = "this objective needs other samples, which this network does not know"
         raise ValueError(msg)
 
-    def move(self, moves: Sequence[Move]) -> None:
+    def move(self, moves: Iterable[Move]) -> None:
         """Add each change to its parameter in place, keeping what is needed to undo it."""
 
     def restore(self) -> None:

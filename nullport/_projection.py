@@ -131,15 +131,19 @@ class Filter(Spectral):
         return self.free == 0
 
 
-def filtered(space: RowSpace, gain: Array, d: Array) -> Array:
-    """Multiply the coordinates of ``d`` (..., m, features) in the basis by ``gain`` (..., k)."""
+def filtered(space: RowSpace, gain: Array, d: Array, coordinates: Array | None = None) -> Array:
+    """Multiply the coordinates of ``d`` (..., m, features) in the basis by ``gain`` (..., k).
+
+    ``coordinates`` are ``d U``, shape (..., m, k), where they are known already.
+    """
     xp = namespace(d)
     basis = xp.astype(space.basis, d.dtype, copy=False)
     back = xp.matrix_transpose(basis)
     gain = xp.astype(gain, d.dtype, copy=False)[..., None, :]
+    coordinates = d @ basis if coordinates is None else coordinates
     if space.complete:
-        return ((d @ basis) * gain) @ back
-    return d - ((d @ basis) * (1 - gain)) @ back
+        return (coordinates * gain) @ back
+    return d - (coordinates * (1 - gain)) @ back
 
 
 def unfiltered(like: Array, features: int, samples: int) -> Filter:

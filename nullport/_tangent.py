@@ -136,6 +136,7 @@ def difference(
     """Hand over tangents by one forward at ``w + step v``."""
 
     def subtract(index: int, moved: Array) -> None:
-        receive(index, (widen(moved) - widen(lin.sites[index].inputs)) / step)
+        if lin.sites[index] is not None:  # nobody asks for its tangent
+            receive(index, (widen(moved) - widen(lin.sites[index].inputs)) / step)
 
     graph.replay(v, step, subtract)

@@ -1,39 +1,166 @@
-"""Symmetry teleportation (Zhao et al., 2022) for a bias-free MLP with LeakyReLU.
+"""Symmetry teleportation of a bias-free LeakyReLU MLP: group actions between adjacent layers.
 
-A group element ``I + T`` acts between layers: ``V <- s^-1((I + T) s(V h)) h^+`` and
-``U <- U (I - T)`` for adjacent weights (V, U), ``h`` the input of ``V`` and ``s`` the activation.
-``T`` ascends ``||g||^2`` through the differentiated action, one T per pair of layers.
+A group element ``I + T`` acts on adjacent weights (V, U), ``h`` the input of ``V``, ``s`` the
+activation, here in columns as published:
+
+    2022 (Zhao et al., 2205.10637):  V <- s^-1((I + T) s(V h)) h^+,     U <- U (I + T)^-1
+    2024 (Zhao et al., 2305.13404):  V <- (I + T) V,    U <- U s(V h) s((I + T) V h)^+
+
+The first is exact where samples <= inputs (and published with ``I - T``, its inverse to first
+order), the second where samples <= hidden width. The pairs are acted on one after the other, first
+layer first. ``T`` starts at 0 in every step and ascends ``||g||^2`` through the action.
+
+The code has samples in rows: ``h`` (n, in), ``W`` (out, in), ``z = h W^T``. Where the action is
+exact, ``z`` of the layers behind does not change, so ``U`` of an inner pair is never formed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from rivals import symmetry_ascent
+from rivals.problem import Problem, chain
+
 SLOPE = 0.1
 
 
-def _activation(z: Tensor) -> Tensor:
-    return nn.functional.leaky_relu(z, SLOPE)
+class Acted(NamedTuple):
+    """Weights after an action, and what it knows of the network there.
+
+    Attributes:
+        weights: ``W_i``, each (out, in).
+        inputs: Inputs ``h_i`` of every layer, each (n, in).
+        inverses: ``h_i^+``, each (in, n); None where the action does not need it.
+    """
+
+    weights: list[Tensor]
+    inputs: list[Tensor]
+    inverses: list[Tensor | None]
 
 
-def _inverse(z: Tensor) -> Tensor:
-    return nn.functional.leaky_relu(z, 1 / SLOPE)
+def teleport(
+    problem: Problem,
+    *,
+    steps: int = 10,
+    rate: float = 1e-2,
+    action: str = "2022",
+    exact: bool = True,
+) -> None:
+    """Take ``steps`` ascent steps on the group elements, in place.
+
+    The ascent is computed by products (:mod:`rivals.symmetry_ascent`): the same direction as by
+    differentiating the action, but several times faster. That needs the action to be exact.
+
+    Args:
+        problem: A bias-free chain with LeakyReLU.
+        steps: Ascent steps.
+        rate: Ascent rate on T.
+        action: ``"2022"`` or ``"2024"``.
+        exact: For 2022, invert ``I + T`` rather than take ``I - T``, as published.
+
+    Raises:
+        ValueError: If there are more samples than the action can be exact for.
+    """
+    weights = [w.detach() for w in chain(problem)]
+    inner_widths = [w.shape[1] for w in weights[1:]]
+    limit = min([weights[0].shape[1], *inner_widths[:-1]] if action == "2022" else inner_widths)
+    if len(problem.x) > limit:
+        msg = f"invalid number of samples: {len(problem.x)}; allowed: at most {limit}"
+        raise ValueError(msg)
+    ascent = {"2022": symmetry_ascent.ascent_2022, "2024": symmetry_ascent.ascent_2024}[action]
+
+    @torch.no_grad()
+    def act(now: Sequence[Tensor], ts: Sequence[Tensor], x_inverse: Tensor | None) -> Acted:
+        inverse = symmetry_ascent.right_inverse
+        if action == "2024":
+            return act_2024(now, ts, problem.x, problem.slope, inverse)
+        return act_2022(
+            now, ts, problem.x, problem.slope, inverse, exact=exact, x_inverse=x_inverse
+        )
+
+    zeros = [w.new_zeros(w.shape[0], w.shape[0]) for w in weights[:-1]]
+    now = act(weights, zeros, None)  # even T = 0 moves: it drops what the batch does not see
+    x_inverse = now.inverses[0]
+    problem.assign(now.weights)
+    for _ in range(steps):
+        curvature = problem.hessian_gradient()
+        with torch.no_grad():
+            ts = [rate * t for t in ascent(now, curvature, problem.slope)]
+        now = act(now.weights, ts, x_inverse)
+        problem.assign(now.weights)
 
 
-def forward(weights: Sequence[Tensor], x: Tensor) -> Tensor:
+def act_2022(
+    weights: Sequence[Tensor],
+    ts: Sequence[Tensor],
+    x: Tensor,
+    slope: float = SLOPE,
+    inverse: Callable[[Tensor], Tensor] = torch.linalg.pinv,
+    *,
+    exact: bool = False,
+    x_inverse: Tensor | None = None,
+) -> Acted:
+    """Apply the action of 2022 with ``ts``, one (width, width) per pair of adjacent layers."""
+    moved, hs, inverses = list(weights), [x], [inverse(x) if x_inverse is None else x_inverse]
+    z = x @ weights[0].T
+    for i, t in enumerate(ts):
+        u, last = weights[i + 1], i == len(ts) - 1
+        a = nn.functional.leaky_relu(z, slope)
+        turned = a + a @ t.T
+        moved[i] = (inverses[i] @ nn.functional.leaky_relu(turned, 1 / slope)).T
+        hs.append(turned)
+        if last:
+            moved[-1] = _undone(u, t, exact=exact)
+        else:  # the next pair only asks for what U makes of the turned activations
+            z = (a if exact else turned - turned @ t.T) @ u.T
+            inverses.append(inverse(turned))
+    return Acted(moved, hs, [*inverses, None])
+
+
+def _undone(u: Tensor, t: Tensor, *, exact: bool) -> Tensor:
+    """Return ``U (I + T)^-1``, or ``U (I - T)``."""
+    if not exact:
+        return u - u @ t
+    identity = torch.eye(t.shape[0], dtype=t.dtype)
+    return torch.linalg.solve(identity + t, u, left=False)
+
+
+def act_2024(
+    weights: Sequence[Tensor],
+    ts: Sequence[Tensor],
+    x: Tensor,
+    slope: float = SLOPE,
+    inverse: Callable[[Tensor], Tensor] = torch.linalg.pinv,
+) -> Acted:
+    """Apply the action of 2024 with ``ts``, one (width, width) per pair of adjacent layers."""
+    moved, hs, inverses = list(weights), [x], [None]
+    for i, t in enumerate(ts):
+        z = hs[i] @ moved[i].T
+        outputs = nn.functional.leaky_relu(z, slope) @ moved[i + 1].T
+        moved[i] = moved[i] + t @ moved[i]
+        hs.append(nn.functional.leaky_relu(z + z @ t.T, slope))
+        inverses.append(inverse(hs[-1]))
+        moved[i + 1] = (inverses[-1] @ outputs).T
+    return Acted(moved, hs, inverses)
+
+
+def forward(weights: Sequence[Tensor], x: Tensor, slope: float = SLOPE) -> Tensor:
     """Return the outputs (samples, out) of the MLP with ``weights`` (out, in)."""
     for w in weights[:-1]:
-        x = _activation(x @ w.T)
+        x = nn.functional.leaky_relu(x @ w.T, slope)
     return x @ weights[-1].T
 
 
 def symmetry_teleport(
     weights: Sequence[Tensor], x: Tensor, y: Tensor, *, steps: int, rate: float
 ) -> list[Tensor]:
-    """Return the weights after ``steps`` ascent steps on the group elements.
+    """Return the weights after ``steps`` ascent steps of 2022, each by differentiating the action.
+
+    This is the published recipe step by step; :func:`teleport` is the same, faster.
 
     Args:
         weights: Matrices (out, in), first layer first.
@@ -44,25 +171,19 @@ def symmetry_teleport(
     """
     now = [w.detach() for w in weights]
     for _ in range(steps):
-        ts = [torch.zeros(w.shape[0], w.shape[0], requires_grad=True) for w in now[:-1]]
-        moved = act(now, ts, x)
-        loss = nn.functional.cross_entropy(forward(moved, x), y)
-        gradients = torch.autograd.grad(loss, moved, create_graph=True)
-        objective = sum((g**2).sum() for g in gradients)
-        ascent = torch.autograd.grad(objective, ts)
+        ascent = differentiated(act_2022, now, x, y)
         with torch.no_grad():
-            now = [w.detach() for w in act(now, [rate * d for d in ascent], x)]
+            now = act_2022(now, [2 * rate * d for d in ascent], x).weights
     return now
 
 
-def act(weights: Sequence[Tensor], ts: Sequence[Tensor], x: Tensor) -> list[Tensor]:
-    """Apply the group elements ``I + T`` between every two adjacent layers."""
-    moved, h = list(weights), x
-    for i, t in enumerate(ts):
-        z = _activation(h @ moved[i].T)
-        identity = torch.eye(t.shape[0], dtype=t.dtype)
-        turned = z @ (identity + t).T
-        moved[i] = (torch.linalg.pinv(h) @ _inverse(turned)).T
-        moved[i + 1] = moved[i + 1] @ (identity - t)
-        h = turned
-    return moved
+def differentiated(
+    act: Callable[..., Acted], weights: Sequence[Tensor], x: Tensor, y: Tensor, **options: object
+) -> list[Tensor]:
+    """Return ``d(||g||^2 / 2) / dT`` at ``T = 0`` by differentiating the whole action."""
+    ts = [w.new_zeros(w.shape[0], w.shape[0]).requires_grad_() for w in weights[:-1]]
+    moved = act([w.detach() for w in weights], ts, x, **options).weights
+    loss = nn.functional.cross_entropy(forward(moved, x), y)
+    gradients = torch.autograd.grad(loss, moved, create_graph=True)
+    objective = sum((g**2).sum() for g in gradients) / 2
+    return list(torch.autograd.grad(objective, ts))

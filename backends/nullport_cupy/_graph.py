@@ -7,12 +7,12 @@ once, when a move has been accepted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from nullport._arrays import Array, namespace
-from nullport._gradient_site import layer_input
-from nullport._graph import Linearization, Move, Parameter, Receive
+from nullport._gradient_site import GradientSite, layer_input
+from nullport._graph import Linearization, Move, Parameter, Receive, Site
 from nullport._layout import Layout
 from nullport_cupy import _elements
 
@@ -95,7 +95,7 @@ class ArrayGraph:
         self.program, self.parameters = program, list(program.parameters)
         self._weights, self._start = list(weights), list(weights)
         self._optimizer_step = optimizer_step
-        self._inputs: list[Array] = []
+        self._inputs: list[tuple[tuple[int, ...], Array | None]] = []
         self._first: tuple[Array, Vector] | None = None
         self._last: tuple[Array, Vector] | None = None
         if not any(p.movable for p in self.parameters):
@@ -122,7 +122,7 @@ class ArrayGraph:
         del again  # activations are kept until they are let go of
         lin = self.program.linearize(self._weights, unchanged=unchanged)
         self._check("the gradient", lin.gradients)
-        self._inputs = [layer_input(site) for site in lin.sites]
+        self._inputs = [(tuple(layer_input(s).shape), _rows(s)) for s in lin.sites]
         if self._first is None:
             self._first = lin.loss, list(lin.gradients)
         return lin
@@ -149,13 +149,12 @@ class ArrayGraph:
             msg = f"the forward pass has {len(found)} linear maps, before {len(self._inputs)}"
             raise ValueError(msg)
         for index, (rows, inputs) in enumerate(found):
-            before = self._inputs[index]
-            if rows.shape != before.shape:
-                msg = f"linear map {index} got shape {tuple(rows.shape)}, before "
-                msg += f"{tuple(before.shape)}"
+            shape, before = self._inputs[index]
+            if tuple(rows.shape) != shape:
+                msg = f"linear map {index} got shape {tuple(rows.shape)}, before {shape}"
                 raise ValueError(msg)
             # A gradient changes also where its layer's input does not: that part means nothing.
-            if inputs is rows or bool(namespace(rows).any(rows != before)):
+            if before is None or bool(namespace(rows).any(rows != before)):
                 receive(index, inputs)
 
     def jvp(self, v: Vector, receive: Receive) -> None:
@@ -214,7 +213,7 @@ class ArrayGraph:
             raise ValueError(msg)
         return list(self.program.elsewhere(self._at(shift)))
 
-    def move(self, moves: Sequence[Move]) -> None:
+    def move(self, moves: Iterable[Move]) -> None:
         """Replace every weight that changes."""
         for move in moves:
             self._weights[move.parameter] = _elements.moved(self._weights[move.parameter], move)
@@ -237,6 +236,11 @@ class ArrayGraph:
         else:
             self.restore()
         self._last = None
+
+
+def _rows(site: Site) -> Array | None:
+    """Return the input of a layer that is known by its gradient, else None."""
+    return site.rows_held if isinstance(site, GradientSite) else None
 
 
 def shifted(weights: Sequence[Array], v: Vector, step: Array | float) -> list[Array]:

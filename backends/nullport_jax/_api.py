@@ -10,7 +10,6 @@ from jax.typing import ArrayLike
 from nullport import TeleportConfig, TeleportReport
 from nullport import _driver as core
 from nullport._report import LayerReport
-from nullport._tangent import Engine
 from nullport_jax._graph import JaxGraph
 
 Params = Any
@@ -69,9 +68,9 @@ def teleport(
 
 
 def run(graph: JaxGraph, config: TeleportConfig, radius: ArrayLike | None) -> TeleportReport:
-    """Teleport a graph: forward mode first, which compiled costs no more than a difference."""
+    """Teleport a graph, at the highest precision of products."""
     with graph.exact():
-        return core.teleport(graph, config, engine=Engine(config.tangent, "jvp"), radius=radius)
+        return core.teleport(graph, config, radius=radius)
 
 
 def inspect(

@@ -7,17 +7,18 @@ replaces them. All of it therefore also runs inside ``jax.jit``.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.shard_alike import shard_alike
 
 from nullport._graph import Linearization, Move, Receive
 from nullport._layout import Layout
 from nullport_jax import _elements
 from nullport_jax._optimizer import updates
-from nullport_jax._program import Leaves, Loss, Program, Vector
+from nullport_jax._program import Known, Leaves, Loss, Program, Vector
 from nullport_jax._tree import Arrays, describe
 
 
@@ -62,6 +63,7 @@ class JaxGraph:
         self._start = list(self._leaves)
         self._value: jax.Array | None = None
         self._gradients: list[Sequence[jax.Array | None]] = []
+        self._outputs: Known = None
         self.parameters = [
             describe(path, leaf) for path, leaf in zip(self._tree.paths, self._leaves, strict=True)
         ]
@@ -124,11 +126,15 @@ class JaxGraph:
         return _elements.read(array, layout)
 
     def linearize(self, *, unchanged: bool = False, again: bool = False) -> Linearization:
-        """Compute loss, gradient and sites; nothing is reused."""
-        del unchanged, again
-        loss, gradients, sites = self._program.linearize(self._leaves, self._batch.arrays)
-        self._value, self._gradients = loss, [gradients]
-        return Linearization(loss, list(gradients), sites, self._program.reading.uses)
+        """Compute loss, gradient and sites, from the outputs of the sites where they are known."""
+        known = self._outputs if unchanged else None
+        loss, gradients, sites, self._outputs = self._program.linearize(
+            self._leaves, self._batch.arrays, known, keep=again
+        )
+        self._value = loss
+        self._gradients = self._gradients[:1] or [gradients]  # that of the start
+        uses = self._program.reading.uses
+        return Linearization(loss, list(gradients), sites, uses, reused=known is not None)
 
     def gradient(self) -> tuple[jax.Array, list[jax.Array | None]]:
         """Compute loss and gradient."""
@@ -149,13 +155,13 @@ class JaxGraph:
     def replay(self, v: Vector, step: jax.Array, receive: Receive) -> None:
         """Run the forward pass at ``w + step v``."""
         found = self._program.inputs(self._leaves, v, step, self._batch.arrays)
-        for index, inputs in enumerate(found):
+        for index, inputs in found.items():
             receive(index, inputs)
 
     def jvp(self, v: Vector, receive: Receive) -> None:
         """Hand over tangents, forward over reverse."""
-        found = self._program.tangents(self._leaves, v, self._batch.arrays)
-        for index, tangent in enumerate(found):
+        found = self._program.tangents(self._leaves, v, self._batch.arrays, self._outputs)
+        for index, tangent in found.items():
             receive(index, tangent)
 
     def loss(self, shift: Vector | None = None) -> jax.Array:
@@ -237,7 +243,7 @@ class JaxGraph:
         loss = self._losses[id(self._others)]
         return loss.gradient(self._shifted(shift), self._others.arrays)[1]
 
-    def move(self, moves: Sequence[Move]) -> None:
+    def move(self, moves: Iterable[Move]) -> None:
         """Replace every parameter that changes."""
         for move in moves:
             self._leaves[move.parameter] = _elements.moved(self._leaves[move.parameter], move)
@@ -248,7 +254,8 @@ class JaxGraph:
         self._leaves, self._value = list(self._start), None
 
     def release(self) -> None:
-        """Nothing is held."""
+        """Let go of the outputs of the sites."""
+        self._outputs = None
 
     def settle(self, accepted: jax.Array | bool) -> None:
         """Keep the moves where ``accepted``, which may be a tracer, else take them back."""
@@ -256,12 +263,22 @@ class JaxGraph:
             kept = self._leaves if accepted else self._start
         else:
             kept = [
-                new if new is old else jnp.where(accepted, new, old)
+                new if new is old else _spread(jnp.where(accepted, new, old), old)
                 for new, old in zip(self._leaves, self._start, strict=True)
             ]
         self._leaves, self._start, self._value = list(kept), list(kept), None
         old, new = self._gradients[0], self._gradients[-1]
         self._gradients = [[_either(accepted, b, a) for a, b in zip(old, new, strict=True)]]
+
+
+def _spread(new: jax.Array, old: jax.Array) -> jax.Array:
+    """Return ``new`` spread over devices as ``old`` is, which under jit only the compiler knows."""
+    if isinstance(new, jax.core.Tracer):
+        pair: Any = shard_alike
+        alike: jax.Array = pair(old, new)[1] if jax.device_count() > 1 else new
+        return alike
+    same = new.sharding.is_equivalent_to(old.sharding, old.ndim)
+    return new if same else jax.device_put(new, old.sharding)
 
 
 def _either(first: jax.Array | bool, a: jax.Array | None, b: jax.Array | None) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -34,9 +35,11 @@ def teleport_nnx(
 
     parts: Any = nnx.split(model, nnx.Param, ...)
     graphdef, params, rest = parts
+    # Newer versions of flax share the variables unless told otherwise.
+    copy = {"copy": True} if "copy" in inspect.signature(nnx.merge).parameters else {}
 
     def pure(params: Any, rest: Any, *batch: Any) -> Any:
-        return loss_fn(nnx.merge(graphdef, params, rest, copy=True), *batch)
+        return loss_fn(nnx.merge(graphdef, params, rest, **copy), *batch)
 
     for name in ("guard", "others"):
         if given.get(name) is not None:

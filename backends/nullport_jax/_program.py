@@ -1,8 +1,8 @@
 """What is computed of a loss, as compiled pure functions of its leaves and of the batch's arrays.
 
-The tangents of all inputs are taken forward over reverse: through the loss *and its gradient*, of
-which the compiler drops what is not asked for. Forward mode alone cannot pass a function with a
-custom reverse rule, forward over reverse can.
+Tangents of all inputs are taken by forward mode. It cannot pass a function with a custom reverse
+rule; forward over reverse can: through the loss *and its gradient*, of which the compiler drops
+what is not asked for.
 """
 
 from __future__ import annotations
@@ -15,10 +15,22 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from nullport._graph import Site, TangentUnavailable
-from nullport_jax._trace import CUSTOM_VJP, STOPS_JVP, Reading, Tapped, evaluate, holds, read
+from nullport_jax._trace import (
+    CUSTOM_VJP,
+    STOPS_JVP,
+    Reading,
+    Tapped,
+    evaluate,
+    holds,
+    reached,
+    read,
+    without_dead_code,
+)
 
 Leaves: TypeAlias = "list[jax.Array]"
 Vector: TypeAlias = "Sequence[jax.Array | None]"
+Known: TypeAlias = "dict[int, jax.Array] | None"
+"""The outputs of all sites, with and without bias, by their keys in ``Tapped``."""
 Function: TypeAlias = "Callable[[Leaves, Leaves], jax.Array]"
 """The loss of leaves and the arrays of a batch."""
 
@@ -85,38 +97,60 @@ class Program(Loss):
             return loss
 
         super().__init__(function, live)
+        closed = without_dead_code(closed)
         self._closed = closed
         inputs = [i if i in self._live else None for i in range(len(closed.jaxpr.invars))]
         self.reading: Reading = read(closed, inputs)
         self._way: Callable[..., Leaves] | None = None
+        self._reached: Sequence[int] | None = None
 
     def linearize(
-        self, leaves: Leaves, arrays: Leaves
-    ) -> tuple[jax.Array, list[jax.Array | None], list[Site]]:
-        """Return the loss, its gradient and every site."""
-        loss, found, parts = self._run(self._linearize, leaves, arrays)
+        self, leaves: Leaves, arrays: Leaves, known: Known = None, *, keep: bool = False
+    ) -> tuple[jax.Array, list[jax.Array | None], list[Site], Known]:
+        """Return the loss, its gradient, every site and, to ``keep``, the outputs of all sites.
+
+        ``known`` are the outputs of the sites where they are what they were at an earlier call.
+        """
+        way = self._kept if keep else self._linearize
+        loss, found, parts, outputs = self._run(way, leaves, arrays, known)
         specs = self.reading.specs
         sites = [spec.site(*part) for spec, part in zip(specs, parts, strict=True)]
-        return loss, self._spread(found, len(leaves)), sites
+        return loss, self._spread(found, len(leaves)), sites, outputs
 
-    def inputs(self, leaves: Leaves, v: Vector, step: jax.Array, arrays: Leaves) -> Leaves:
-        """Return the inputs of every site at ``leaves + step v``."""
-        found: Leaves = self._run(self._replay, leaves, self._direction(leaves, v), step, arrays)
-        return found
+    def inputs(
+        self, leaves: Leaves, v: Vector, step: jax.Array, arrays: Leaves
+    ) -> dict[int, jax.Array]:
+        """Return the inputs of the sites that depend on a leaf, at ``leaves + step v``."""
+        self._find_reached(leaves, arrays)
+        found = self._run(self._replay, leaves, self._direction(leaves, v), step, arrays)
+        return dict(zip(self._reached or [], found, strict=True))
 
-    def tangents(self, leaves: Leaves, v: Vector, arrays: Leaves) -> Leaves:
-        """Return the tangents of the inputs of every site along ``v``.
+    def tangents(
+        self, leaves: Leaves, v: Vector, arrays: Leaves, known: Known = None
+    ) -> dict[int, jax.Array]:
+        """Return the tangents along ``v`` of the inputs of the sites that depend on a leaf.
 
         Raises:
             TangentUnavailable: If something in the network has no forward-mode rule.
         """
-        args = leaves, self._direction(leaves, v), arrays
+        self._find_reached(leaves, arrays)
+        args = leaves, self._direction(leaves, v), arrays, known
         try:
             self._way = self._way or self._passable(*args)
-            found: Leaves = self._run(self._way, *args)
+            found = self._run(self._way, *args)
         except (TypeError, ValueError, NotImplementedError) as error:
             raise TangentUnavailable(str(error)) from error
-        return found
+        return dict(zip(self._reached or [], found, strict=True))
+
+    def _find_reached(self, leaves: Leaves, arrays: Leaves) -> None:
+        """Find the sites whose inputs depend on a leaf; those of a first layer do not."""
+        if self._reached is None:
+
+            def inputs(live: Leaves) -> Leaves:
+                return self._inputs(self._tapped(self._merged(leaves, live), arrays)[1])
+
+            self._reached = range(len(self.reading.specs))
+            self._reached = reached(jax.make_jaxpr(inputs)(self._picked(leaves)))
 
     def _passable(self, *args: Any) -> Callable[..., Leaves]:
         """Return the way of computing tangents that custom reverse rules do not stop.
@@ -124,7 +158,7 @@ class Program(Loss):
         Under jit such a rule stops forward mode only once it is compiled: too late to turn back.
         """
         if not holds(self._closed.jaxpr, CUSTOM_VJP):
-            return self._jvp
+            return self._forward
         with jax.default_matmul_precision(self._precision):
             stopped = holds(jax.make_jaxpr(self._jvp)(*args).jaxpr, STOPS_JVP)
         return self._transposed if stopped else self._jvp
@@ -136,62 +170,80 @@ class Program(Loss):
             for i in self._live
         ]
 
-    def _tapped(self, leaves: Leaves, eps: Leaves, arrays: Leaves) -> tuple[jax.Array, Tapped]:
+    def _tapped(
+        self, leaves: Leaves, arrays: Leaves, eps: Leaves | None = None, known: Known = None
+    ) -> tuple[jax.Array, Tapped]:
         jaxpr, consts = self._closed.jaxpr, self._closed.consts
-        out, tapped = evaluate(
-            jaxpr, consts, self.reading.plan, [*leaves, *arrays], dict(enumerate(eps))
-        )
+        eps = self.reading.zeros() if eps is None else eps
+        args = [*leaves, *arrays]
+        out, tapped = evaluate(jaxpr, consts, self.reading.plan, args, dict(enumerate(eps)), known)
         return out[0], tapped
 
-    def _reverse(self, leaves: Leaves, live: Leaves, arrays: Leaves) -> Any:
+    def _reverse(self, leaves: Leaves, live: Leaves, arrays: Leaves, known: Known) -> Any:
         """Return ((loss, tapped), (gradient, cotangents))."""
 
         def loss(live: Leaves, eps: Leaves) -> tuple[jax.Array, Tapped]:
-            return self._tapped(self._merged(leaves, live), eps, arrays)
+            return self._tapped(self._merged(leaves, live), arrays, eps, known)
 
         both = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
         return both(live, self.reading.zeros())
 
-    def _linearize(self, leaves: Leaves, arrays: Leaves) -> Any:
-        (loss, tapped), (found, cotangents) = self._reverse(leaves, self._picked(leaves), arrays)
+    def _linearize(self, leaves: Leaves, arrays: Leaves, known: Known) -> Any:
+        return *self._kept(leaves, arrays, known)[:3], None
+
+    def _kept(self, leaves: Leaves, arrays: Leaves, known: Known) -> Any:
+        live = self._picked(leaves)
+        (loss, tapped), (found, cotangents) = self._reverse(leaves, live, arrays, known)
         parts = [
             (
-                spec.inputs(tapped[i][0]),
+                spec.inputs(tapped[i][1]),
                 None if spec.stopped else spec.cotangents(cotangents[i]),
-                jnp.linalg.norm(jnp.ravel(tapped[i][1])),
+                jnp.linalg.norm(jnp.ravel(tapped[i][2])),
             )
             for i, spec in enumerate(self.reading.specs)
         ]
-        return loss, found, parts
+        return loss, found, parts, {key: tap[0] for key, tap in tapped.items()}
 
     def _inputs(self, tapped: Tapped) -> Leaves:
-        return [spec.inputs(tapped[i][0]) for i, spec in enumerate(self.reading.specs)]
+        return [self.reading.specs[i].inputs(tapped[i][1]) for i in self._reached or []]
 
     def _replay(self, leaves: Leaves, v: Leaves, step: jax.Array, arrays: Leaves) -> Leaves:
         live = [
             leaf + jnp.asarray(step, leaf.dtype) * tangent
             for leaf, tangent in zip(self._picked(leaves), v, strict=True)
         ]
-        _, tapped = self._tapped(self._merged(leaves, live), self.reading.zeros(), arrays)
+        _, tapped = self._tapped(self._merged(leaves, live), arrays)
         return self._inputs(tapped)
 
-    def _jvp(self, leaves: Leaves, v: Leaves, arrays: Leaves) -> Leaves:
+    def _forward(self, leaves: Leaves, v: Leaves, arrays: Leaves, known: Known) -> Leaves:
         def inputs(live: Leaves) -> Leaves:
-            (_, tapped), _ = self._reverse(leaves, live, arrays)
+            _, tapped = self._tapped(self._merged(leaves, live), arrays, known=known)
             return self._inputs(tapped)
 
         _, tangents = jax.jvp(inputs, (self._picked(leaves),), (v,))
         found: Leaves = tangents
         return found
 
-    def _transposed(self, leaves: Leaves, v: Leaves, arrays: Leaves) -> Leaves:
+    def _jvp(self, leaves: Leaves, v: Leaves, arrays: Leaves, known: Known) -> Leaves:
+        """Return tangents forward over reverse, with nothing known: derivatives are taken twice."""
+        del known
+
+        def inputs(live: Leaves) -> Leaves:
+            (_, tapped), _ = self._reverse(leaves, live, arrays, None)
+            return self._inputs(tapped)
+
+        _, tangents = jax.jvp(inputs, (self._picked(leaves),), (v,))
+        found: Leaves = tangents
+        return found
+
+    def _transposed(self, leaves: Leaves, v: Leaves, arrays: Leaves, known: Known) -> Leaves:
         """Return tangents as the transpose of reverse mode, for rules without a forward mode.
 
         A custom reverse rule whose forward part calls the function itself stops ``_jvp``.
         """
 
         def inputs(live: Leaves) -> Leaves:
-            _, tapped = self._tapped(self._merged(leaves, live), self.reading.zeros(), arrays)
+            _, tapped = self._tapped(self._merged(leaves, live), arrays, known=known)
             return self._inputs(tapped)
 
         primal, pull = jax.vjp(inputs, self._picked(leaves))

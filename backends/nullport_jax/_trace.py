@@ -17,7 +17,9 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from nullport._arrays import norm, widen
 from nullport._graph import Use
@@ -27,8 +29,9 @@ from nullport_jax._sites import NotLinear, Spec, dense_spec
 from nullport_jax._view import View, whole
 
 Views: TypeAlias = "list[View | None]"
-Tapped: TypeAlias = "dict[int, tuple[jax.Array, jax.Array]]"
-"""Per site its input and the norm of its output, each with an axis per scan in front."""
+Tapped: TypeAlias = "dict[int, tuple[jax.Array, ...]]"
+"""Per site its output, its input and the norm of its output, each with an axis per scan in front;
+under ``-1 - site`` its output with the bias added."""
 
 INLINE = {"pjit": "jaxpr", "jit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
 """Calls that are evaluated in place, and the parameter that holds their jaxpr."""
@@ -66,17 +69,30 @@ class Plan:
 
     Attributes:
         taps: Site and operand that is its input, by equation.
+        adds: Site whose bias is added, by equation.
         inner: Plans of the jaxprs inside, by equation.
     """
 
     taps: dict[int, tuple[int, int]] = field(default_factory=dict)
+    adds: dict[int, int] = field(default_factory=dict)
     inner: dict[int, Plan] = field(default_factory=dict)
+
+    @property
+    def sites_here(self) -> list[int]:
+        """The sites in this jaxpr itself."""
+        return [site for site, _ in self.taps.values()]
+
+    @property
+    def keys(self) -> list[int]:
+        """All keys of what is tapped inside."""
+        inside = [key for plan in self.inner.values() for key in plan.keys]
+        return [*self.sites_here, *(-1 - site for site in self.adds.values()), *inside]
 
     @property
     def sites(self) -> list[int]:
         """All sites inside."""
         inside = [site for plan in self.inner.values() for site in plan.sites]
-        return sorted([site for site, _ in self.taps.values()] + inside)
+        return sorted(self.sites_here + inside)
 
 
 @dataclass
@@ -114,6 +130,12 @@ def read(closed: ClosedJaxpr, parameters: Sequence[int | None]) -> Reading:
     reader.other(out, "returned as the loss")
     reader.found.plan = plan
     return reader.found
+
+
+def without_dead_code(closed: ClosedJaxpr) -> ClosedJaxpr:
+    """Return a jaxpr without what its outputs do not depend on, also in jaxprs inside of it."""
+    jaxpr, _ = dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars), instantiate=True)
+    return ClosedJaxpr(jaxpr, closed.consts)
 
 
 def _aval(v: Any) -> Any:
@@ -162,6 +184,9 @@ def _split(eqn: JaxprEqn, view: View) -> Views:
         start += shape[axis]
     return out
 
+
+UNSEEN = ("debug_callback", "debug_print")
+"""Operations that only show their operands."""
 
 PASS = ("copy", "copy_p", "name", "optimization_barrier", "sharding_constraint", "device_put")
 """Operations that hand on their operands as they are."""
@@ -226,15 +251,17 @@ class _Reader:
         name = eqn.primitive.name
         inner, out = self._call(eqn, views)
         if inner is not None:
-            if inner.sites:
+            if inner.keys:
                 plan.inner[i] = inner
             return out
         if name in SITES and sum(v is not None and v.is_weight for v in views) == 1:
             return self._site(plan, i, eqn, views)
-        if name == "add" and self._bias(views):
+        if name == "add" and self._bias(plan, i, views):
             return [None]
         if name in PASS:
             return views
+        if name in UNSEEN:
+            return [None] * len(eqn.outvars)
         if name in LAYOUT and views[0] is not None:
             out = LAYOUT[name](eqn, views[0])
             if None not in out:
@@ -285,7 +312,7 @@ class _Reader:
         self.found.uses.append(Use(weight.source, index, "weight", spec.layout))
         return [whole(index, out.shape, is_weight=False)]
 
-    def _bias(self, views: Views) -> bool:
+    def _bias(self, plan: Plan, i: int, views: Views) -> bool:
         """Note a parameter added to the output of a site; return False if that is not it."""
         a, b = views
         if a is None or b is None or a.is_weight == b.is_weight:
@@ -295,6 +322,7 @@ class _Reader:
         layout = None if bias.stopped or spec.stopped else bias_layout(spec, output, bias)
         if layout is None:
             return False
+        plan.adds[i] = output.source
         self.found.uses.append(Use(bias.source, output.source, "bias", layout))
         return True
 
@@ -331,6 +359,13 @@ def holds(jaxpr: Jaxpr, names: Sequence[str]) -> bool:
     return False
 
 
+def reached(closed: ClosedJaxpr) -> list[int]:
+    """Return the outputs of a jaxpr that depend on any of its inputs."""
+    count = len(closed.jaxpr.outvars)
+    wanted = [[i == k for i in range(count)] for k in range(count)]
+    return [k for k, one in enumerate(wanted) if any(dce_jaxpr(closed.jaxpr, one)[1])]
+
+
 def _is_jaxpr(value: Any) -> bool:
     return isinstance(value, ClosedJaxpr | Jaxpr)
 
@@ -347,8 +382,19 @@ def evaluate(
     plan: Plan,
     args: Sequence[Any],
     eps: Mapping[int, jax.Array],
+    known: Mapping[int, jax.Array] | None = None,
 ) -> tuple[list[Any], Tapped]:
     """Evaluate a jaxpr with ``eps`` added to the output of every site.
+
+    Args:
+        jaxpr: The jaxpr.
+        consts: Its constants.
+        plan: Where its sites are.
+        args: Its inputs.
+        eps: What is added, by site.
+        known: Outputs of all sites, with and without bias, where they are known, which saves the
+            products; derivatives are those of the products. Without the bias they are of no
+            account where one is added: a move in the null space changes weight and bias together.
 
     Returns:
         The outputs, and what was tapped at every site.
@@ -364,55 +410,93 @@ def evaluate(
         eqn = jaxpr.eqns[i]
         operands = [get(v) for v in eqn.invars]
         if i in plan.inner:
-            inner = {site: eps[site] for site in plan.inner[i].sites}
-            out, more = _evaluate_call(eqn, plan.inner[i], operands, inner)
+            inner = plan.inner[i]
+            some = None if known is None else {key: known[key] for key in inner.keys}
+            of = {site: eps[site] for site in inner.sites}
+            out, more = _evaluate_call(eqn, inner, operands, of, some)
             tapped |= more
+        elif i in plan.adds:
+            key = -1 - plan.adds[i]
+            y = _bind(eqn, operands)[0] if known is None else _known(eqn, known[key], operands)
+            out, tapped[key] = [y], (y,)
+        elif i in plan.taps:
+            site, x = plan.taps[i]
+            y = _bind(eqn, operands)[0] if known is None else _known(eqn, known[site], operands)
+            out = [y + eps[site]]
+            tapped[site] = (y, operands[x], norm(widen(y)))
         else:
             out = _bind(eqn, operands)
-        if i in plan.taps:
-            site, x = plan.taps[i]
-            out = [out[0] + eps[site]]
-            tapped[site] = (operands[x], norm(widen(out[0])))
         values |= dict(zip(eqn.outvars, out, strict=True))
     return [get(v) for v in jaxpr.outvars], tapped
 
 
+def _known(eqn: JaxprEqn, output: jax.Array, operands: Sequence[Any]) -> jax.Array:
+    """Return the known output of an equation, with the derivatives of the equation."""
+
+    @jax.custom_jvp
+    def product(output: jax.Array, *_: Any) -> jax.Array:
+        return output
+
+    def rule(primals: Any, tangents: Any) -> Any:
+        output, *operands = primals
+        moving = [i for i, t in enumerate(tangents[1:]) if not isinstance(t, SymbolicZero)]
+
+        def of(*some: Any) -> Any:
+            given = dict(zip(moving, some, strict=True))
+            return _bind(eqn, [given.get(i, a) for i, a in enumerate(operands)])[0]
+
+        _, tangent = jax.jvp(of, [operands[i] for i in moving], [tangents[1 + i] for i in moving])
+        return product(output, *operands), tangent
+
+    product.defjvp(rule, symbolic_zeros=True)
+    found: jax.Array = product(output, *operands)
+    return found
+
+
 def _evaluate_call(
-    eqn: JaxprEqn, plan: Plan, operands: Sequence[Any], eps: Mapping[int, jax.Array]
+    eqn: JaxprEqn,
+    plan: Plan,
+    operands: Sequence[Any],
+    eps: Mapping[int, jax.Array],
+    known: Mapping[int, jax.Array] | None,
 ) -> tuple[list[Any], Tapped]:
     """Evaluate a call that holds a site."""
     name = eqn.primitive.name
     if name == "scan":
-        return _evaluate_scan(eqn, plan, operands, eps)
+        return _evaluate_scan(eqn, plan, operands, eps, known)
     jaxpr, consts = _opened(eqn.params[INLINE.get(name, "jaxpr")])
 
-    def run(operands: Sequence[Any], eps: Mapping[int, jax.Array]) -> tuple[list[Any], Tapped]:
-        return evaluate(jaxpr, consts, plan, operands, eps)
+    def run(operands: Sequence[Any], eps: Any, known: Any) -> tuple[list[Any], Tapped]:
+        return evaluate(jaxpr, consts, plan, operands, eps, known)
 
     if name in REMAT:
         options = {"prevent_cse": eqn.params["prevent_cse"], "policy": eqn.params["policy"]}
-        found: tuple[list[Any], Tapped] = jax.checkpoint(run, **options)(operands, eps)
+        found: tuple[list[Any], Tapped] = jax.checkpoint(run, **options)(operands, eps, known)
         return found
-    return run(operands, eps)
+    return run(operands, eps, known)
 
 
 def _evaluate_scan(
-    eqn: JaxprEqn, plan: Plan, operands: Sequence[Any], eps: Mapping[int, jax.Array]
+    eqn: JaxprEqn,
+    plan: Plan,
+    operands: Sequence[Any],
+    eps: Mapping[int, jax.Array],
+    known: Mapping[int, jax.Array] | None,
 ) -> tuple[list[Any], Tapped]:
-    """Evaluate a scan: ``eps`` is scanned along, what is tapped is stacked."""
+    """Evaluate a scan: ``eps`` and ``known`` are scanned along, what is tapped is stacked."""
     jaxpr, consts = _opened(eqn.params["jaxpr"])
     start, stop = _scan_parts(eqn)
     fixed, carries = list(operands[:start]), stop - start
 
     def body(carry: list[Any], scanned: Any) -> tuple[list[Any], Any]:
-        xs, eps = scanned
-        out, tapped = evaluate(jaxpr, consts, plan, [*fixed, *carry, *xs], eps)
+        xs, eps, known = scanned
+        out, tapped = evaluate(jaxpr, consts, plan, [*fixed, *carry, *xs], eps, known)
         return out[:carries], (out[carries:], tapped)
 
     names = ("length", "reverse", "unroll", "_split_transpose")
     options = {name: eqn.params[name] for name in names if name in eqn.params}
     init, xs = list(operands[start:stop]), list(operands[stop:])
-    carry, (ys, tapped) = jax.lax.scan(body, init, (xs, dict(eps)), **options)
+    carry, (ys, tapped) = jax.lax.scan(body, init, (xs, eps, known), **options)
     return [*carry, *ys], tapped
 
 

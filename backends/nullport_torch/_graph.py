@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -64,7 +65,8 @@ class TorchGraph:
         self.parameters = [describe(name, p, id(p) in shared) for name, p in named]
         self._live = [i for i, p in enumerate(self.parameters) if p.movable]
         self._backup: dict[int, Tensor] = {}
-        self._inputs: list[Tensor] = []
+        # The core lets go of inputs as it goes; what is left of them here is their shape.
+        self._inputs: list[tuple[torch.Size, weakref.ref[Tensor]]] = []
         self._half = False
         self._retained: tuple[Tensor, list[Seen], list[Use]] | None = None
         self._unseen: list[int] = []
@@ -108,7 +110,7 @@ class TorchGraph:
             loss = checked_loss(self._closure())
         # A training step would also draw random numbers and update buffers.
         self._keep = self._keep and self._ambient.untouched()
-        self._inputs = [seen.inputs for seen in recorder.seen]
+        self._inputs = [(s.inputs.shape, weakref.ref(s.inputs)) for s in recorder.seen]
         self._half = any(seen.half for seen in recorder.seen)
         return self._backward(loss, recorder.seen, recorder.uses, again=again, reused=False)
 
@@ -217,11 +219,14 @@ class TorchGraph:
         later = ClosureChanged if primal is not None else PassChanged
 
         def checked(index: int, inputs: Tensor) -> None:
-            base = self._inputs[index] if index < len(self._inputs) else None
-            if base is None or base.shape != inputs.shape:
-                expected = "nothing" if base is None else f"shape {tuple(base.shape)}"
+            shape, held = self._inputs[index] if index < len(self._inputs) else (None, None)
+            if shape != inputs.shape:
+                expected = "nothing" if shape is None else f"shape {tuple(shape)}"
                 how = f"linear map {index} got shape {tuple(inputs.shape)}, before {expected}"
                 raise later(how) if index else ClosureChanged(how)
+            base = None if held is None else held()
+            if base is None:  # the core has let go of it
+                return
             # In half precision a finite difference is so long that nothing can be told from it.
             if index == 0 and not self._half:
                 now = inputs if primal is None else primal(inputs)
@@ -319,7 +324,7 @@ class TorchGraph:
                 loss = checked_loss(self._others())
             return self._gradients(loss)
 
-    def move(self, moves: Sequence[Move]) -> None:
+    def move(self, moves: Iterable[Move]) -> None:
         """Add each delta to its parameter, keeping a copy of it."""
         for move in moves:
             p = self._tensors[move.parameter]

@@ -43,11 +43,10 @@ def test_projection_removes_the_other_term(xp: Any, n: int, out: int, inp: int) 
     for site, tangent in ((whole, both), (dense, x_dot)):
         lin = Linearization(xp.asarray(0.0), [], [site], [])
         filter_ = threshold_filter(row_space([dense.inputs], n), 0.0)
-        accumulator = Accumulator([block], [filter_], lin)
+        got: dict[int, Any] = {}
+        accumulator = Accumulator([block], [filter_], lin, lambda _: None, got.__setitem__)
         accumulator.receive(0, tangent)
-        direction = accumulator.result()[0]
-        assert direction is not None
-        found.append(np.asarray(direction.dense()))
+        found.append(np.asarray(got[0].dense()))
     expected = np.asarray(dense.cotangent).T @ np.asarray(x_dot)
     expected = expected @ null_projector(np.asarray(dense.inputs))
     scale = np.linalg.norm(np.asarray(both)) + 1.0

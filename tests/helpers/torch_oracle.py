@@ -139,10 +139,10 @@ def teleport_directions(
         run = _Run(graph, config, Engine(config.tangent))
         lin = graph.linearize()
         run.prepare(lin)
-        directions = run.directions(lin).result()
+        run.ascent(lin, last=False)
     assert not any(bool(layer.hidden) for layer in run.layers)
     return {
-        layer.block.name: direction.dense().double().numpy()
-        for layer, direction in zip(run.layers, directions, strict=True)
-        if direction is not None
+        layer.block.name: layer.found.direction.dense().double().numpy()
+        for layer in run.layers
+        if layer.found is not None
     }

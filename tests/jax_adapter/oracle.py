@@ -124,10 +124,15 @@ def find(built: Built) -> Found:
             captured, excluded = capture(graph.parameters, lin.uses, CONFIG)
             one = jnp.asarray(1.0)  # only a budget asks for norms
             filters = [make_filter(b, lin, CONFIG, one, one) for b in captured]
-            accumulator = Accumulator(captured, filters, lin)
+            got: dict[int, Any] = {}
+            accumulator = Accumulator(captured, filters, lin, lambda _: None, got.__setitem__)
             graph.jvp(lin.gradients, accumulator.receive)
-            directions = [d.dense() for d in accumulator.result() if d is not None]
+            accumulator.finish()
             rows = [_rows(b, lin.sites) for b in captured]
+            directions = [
+                _zero(graph, b, r) if got[i] is None else got[i].dense()
+                for i, (b, r) in enumerate(zip(captured, rows, strict=True))
+            ]
             parts = [_part(use, lin.sites) for use in lin.uses]
             outputs = [[lin.sites[i].output_norm for i in b.sites] for b in captured]
             norms = [jnp.linalg.norm(jnp.stack(norms)) for norms in outputs]
@@ -151,6 +156,13 @@ def _unexplained(graph: JaxGraph, block: Block, lin: Linearization) -> jax.Array
     gradient = lin.gradients[block.parameter]
     assert gradient is not None
     return explained(block, graph.read(block.parameter, gradient, block.layout), lin)
+
+
+def _zero(graph: JaxGraph, block: Block, rows: jax.Array) -> jax.Array:
+    """Return the direction of a block that no tangent reaches, (..., out, features)."""
+    weight = graph.weights()[block.parameter]
+    outputs = graph.read(block.parameter, weight, block.layout)[..., :1]
+    return jnp.zeros((*outputs.shape[:-1], rows.shape[-1]))
 
 
 def _rows(block: Block, sites: Any) -> jax.Array:

@@ -149,6 +149,25 @@ def test_an_auxiliary_output_is_dropped() -> None:
     assert all(use.layout is not None for use in lin.uses)
 
 
+def test_what_is_only_shown_or_returned_beside_the_loss_excludes_nothing(capfd: Any) -> None:
+    """Also inside of a jitted loss, whose auxiliary output is computed with the loss."""
+    b = built()
+
+    @jax.jit
+    def loss(p: Tree, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+        jax.debug.print("shown: {}", p["a"][0, 0])
+        return b.loss(p, x, y), p["c"]["w"][jnp.arange(2)].sum() + jnp.sin(p["a"]).sum()
+
+    graph = JaxGraph(loss, b.params, b.batch, has_aux=True)
+    lin = graph.linearize()
+    jax.effects_barrier()
+    assert "shown: " in capfd.readouterr().out
+    assert [use.reason for use in lin.uses] == ["", ""]
+    wanted = gradient(b, b.params, b.batch)
+    close(lin.gradients[0], wanted["a"])
+    close(lin.gradients[1], wanted["c"]["w"])
+
+
 def test_moves_are_undone_bit_for_bit() -> None:
     b = built()
     graph = JaxGraph(*b)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from jax_adapter.oracle import (
 )
 
 from nullport._layout import Layout
+from nullport_jax._graph import JaxGraph
 
 EVERY_MODEL = pytest.mark.parametrize("model", MODELS, ids=repr)
 
@@ -96,3 +98,32 @@ def test_rows_times_weight_is_the_output(model: Model) -> None:
         weight = elements(start[found.parameters[block.parameter].name], block.layout)
         inputs = rows[..., : weight.shape[-1]]
         assert np.linalg.norm(inputs @ weight.swapaxes(-1, -2)) == pytest.approx(norm, rel=1e-12)
+
+
+REUSING = [m for m in MODELS if m.name in ("products", "layers in a scan", "remat", "equinox CNN")]
+
+
+@pytest.mark.parametrize("model", REUSING, ids=repr)
+def test_known_outputs_change_nothing(model: Model) -> None:
+    """After a move in the null space: gradient and tangents with the products left out."""
+    built, found, _, _ = _found(model)
+    graph, _ = move_at_random(built, found)
+    before = JaxGraph(built.loss, built.params, built.batch)
+    first = before.linearize(again=True)
+    before._leaves = graph.weights()
+    lin, expected = before.linearize(unchanged=True, again=True), graph.linearize()
+    assert lin.reused
+    assert not first.reused
+    assert not expected.reused
+    pairs = list(zip(lin.gradients, expected.gradients, strict=True))
+    pairs += [(a.inputs, b.inputs) for a, b in zip(lin.sites, expected.sites, strict=True)]
+    pairs += [(a.cotangent, b.cotangent) for a, b in zip(lin.sites, expected.sites, strict=True)]
+    tangents: list[dict[int, Any]] = [{}, {}]
+    for one, into in zip((before, graph), tangents, strict=True):
+        one.jvp(expected.gradients, into.__setitem__)
+    assert tangents[0].keys() == tangents[1].keys()
+    assert 0 not in tangents[0], "the inputs of a first layer have no tangent"
+    pairs += [(tangents[0][i], tangents[1][i]) for i in tangents[0]]
+    for got, wanted in pairs:
+        if wanted is not None:
+            assert relative(np.asarray(got), np.asarray(wanted)) <= 1e-10

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import jax
@@ -47,14 +48,18 @@ def _flat(tree: Tree) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
-@pytest.mark.parametrize("samples", [12, 60], ids=["exact", "budget"])
+@pytest.mark.parametrize(
+    ("samples", "steps"), [(12, 1), (60, 1), (12, 3)], ids=["exact", "budget", "steps"]
+)
 @pytest.mark.parametrize("objective", ["grad_norm", "look_ahead", "decrease", "others"])
-def test_torch_agrees(objective: Any, samples: int) -> None:
+def test_torch_agrees(objective: Any, samples: int, steps: int) -> None:
     """The same network, weights and batches: the same moves and the same report."""
     torch = pytest.importorskip("torch")
     import nullport_torch
 
-    config = TeleportConfig(objective=objective, radius=0.2, tangent="jvp", max_loss_change=10.0)
+    config = TeleportConfig(
+        objective=objective, radius=0.2, steps=steps, tangent="jvp", max_loss_change=10.0
+    )
     params, batches = network(), [batch(samples, seed) for seed in (3, 4, 5)]
     tx = optax.sgd(0.05)
     moved, report = teleport(
@@ -246,7 +251,8 @@ def test_an_nnx_module_in_place() -> None:
     _, params, rest = nnx.split(model, nnx.Param, ...)
     np.testing.assert_array_equal(_flat(_plain(rest)), _flat(_plain(before[2])))
     assert (_flat(params) != _flat(before[1])).any()
-    copied = [nnx.merge(before[0], p, before[2], copy=True) for p in (before[1], params)]
+    copy = {"copy": True} if "copy" in signature(nnx.merge).parameters else {}
+    copied = [nnx.merge(before[0], p, before[2], **copy) for p in (before[1], params)]
     losses = [float(loss(model, *batch())) for model in copied]
     assert losses[1] == pytest.approx(losses[0], rel=1e-9)
     assert float(report.loss_before) == pytest.approx(losses[0], rel=1e-12)
