@@ -7,10 +7,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-thinc-8 lint types package bench-smoke figures clean
+.PHONY: help demo test test-thinc-8 test-oldest-jax lint types package bench-smoke bench-compare bench-gate-check scaling figures clean
 
 help:  ## List the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -27,8 +27,8 @@ $(VENV)/.dev: $(VENV)/.run
 demo: $(VENV)/.run  ## Train a network on real data with and without teleports (2 minutes)
 	$(BIN)/nullport compare --task digits
 
-test: $(VENV)/.dev  ## Run every test
-	$(BIN)/python -m pytest
+test: $(VENV)/.dev  ## Run every test, on every processor
+	$(BIN)/python -m pytest -n logical
 
 # The newer line of thinc is in the environment; this one shadows it.
 build/thinc-8/.done: $(VENV)/.dev
@@ -38,6 +38,19 @@ build/thinc-8/.done: $(VENV)/.dev
 
 test-thinc-8: build/thinc-8/.done  ## Run the tests of thinc models on its older line
 	PYTHONPATH=build/thinc-8 $(BIN)/python -m pytest tests/array_adapter/test_thinc.py
+
+build/oldest-jax/.done: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv build/oldest-jax
+	build/oldest-jax/bin/python -m pip --disable-pip-version-check install -q \
+		-c constraints-oldest.txt -e ".[jax]" flax equinox dm-haiku pytest hypothesis scikit-learn
+	@touch $@
+
+# Left to the newest JAX, to take less than two minutes here: sharding, training, wrapped optimizers.
+OLDEST_JAX_TESTS := exclusions graph networks optax products teleport views
+
+test-oldest-jax: build/oldest-jax/.done  ## Test the JAX adapter on the oldest JAX it supports, no torch
+	build/oldest-jax/bin/python -m pytest -q \
+		$(OLDEST_JAX_TESTS:%=tests/jax_adapter/test_%.py) -k "not other_transformations and not known and not compiles_once"
 
 lint: $(VENV)/.dev  ## Check style
 	$(BIN)/ruff format --check .
@@ -56,9 +69,28 @@ package: $(VENV)/.dev  ## Build the wheel, install it in an empty environment, t
 	build/empty/bin/python -m pip install -q -c constraints.txt scikit-learn
 	build/empty/bin/python docs/examples/numpy_networks.py
 
+# One thread each: the threads of BLAS libraries wait in loops, and make times depend on the machine.
+ASV := cd asv_bench && OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 \
+	XLA_FLAGS=--xla_cpu_multi_thread_eigen=false
+
 bench-smoke: $(VENV)/.dev  ## Check that the benchmarks run
-	cd asv_bench && ../$(BIN)/asv machine --yes && ../$(BIN)/asv check -E existing \
-		&& ../$(BIN)/asv run --quick --show-stderr -E existing
+	$(ASV) ../$(BIN)/asv machine --yes
+	$(ASV) ../$(BIN)/asv check -E existing
+	$(ASV) NULLPORT_BENCH=quick JAX_COMPILATION_CACHE_DIR="$(CURDIR)/asv_bench/.asv/jax" \
+		JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 \
+		../$(BIN)/asv run --quick --show-stderr -E existing
+
+bench-compare: $(VENV)/.dev  ## Compare two commits, BASE=... HEAD=...; fails at a factor of 1.5 (4 minutes)
+	$(ASV) ../$(BIN)/python compare.py "$(BASE)" "$(HEAD)"
+
+bench-gate-check: $(VENV)/.dev  ## Check that the comparison finds a planted slowdown, and only that
+	$(ASV) ../$(BIN)/python gate_check.py
+
+scaling: $(VENV)/.dev  ## Measure how costs scale and write docs/benchmarks/scaling.md (40 minutes)
+	$(ASV) ../$(BIN)/asv machine --yes
+	$(ASV) ../$(BIN)/asv run -E existing --set-commit-hash "$$(git rev-parse HEAD)" \
+		--show-stderr --bench "whole|rivals"
+	$(BIN)/python asv_bench/scaling.py
 
 figures: $(VENV)/.dev  ## Measure the figures of the design, side by side (5 minutes)
 	$(BIN)/python asv_bench/figures.py

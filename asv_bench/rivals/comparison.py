@@ -15,7 +15,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from figures import peak
+from peaks import peak
 
 from nullport.compare import Task
 from rivals.controls import matched_rate

@@ -96,6 +96,7 @@ class ArrayGraph:
         self._weights, self._start = list(weights), list(weights)
         self._optimizer_step = optimizer_step
         self._inputs: list[tuple[tuple[int, ...], Array | None]] = []
+        self._again = False
         self._first: tuple[Array, Vector] | None = None
         self._last: tuple[Array, Vector] | None = None
         if not any(p.movable for p in self.parameters):
@@ -119,7 +120,7 @@ class ArrayGraph:
 
     def linearize(self, *, unchanged: bool = False, again: bool = False) -> Linearization:
         """Compute loss, gradients and sites."""
-        del again  # activations are kept until they are let go of
+        self._again = again
         lin = self.program.linearize(self._weights, unchanged=unchanged)
         self._check("the gradient", lin.gradients)
         self._inputs = [(tuple(layer_input(s).shape), _rows(s)) for s in lin.sites]
@@ -144,6 +145,8 @@ class ArrayGraph:
 
     def replay(self, v: Vector, step: Array, receive: Receive) -> None:
         """Run the forward pass at ``w + step v``."""
+        if not self._again:
+            self.program.release()  # a difference needs no activations
         found = self.program.inputs(shifted(self._weights, v, step))
         if len(found) != len(self._inputs):
             msg = f"the forward pass has {len(found)} linear maps, before {len(self._inputs)}"

@@ -81,17 +81,17 @@ def transformer(task: Task, settings: Settings) -> Layer:
         if language
         else [Flatten(keep=2), Dense(features, width, init=init)]
     )
-    blocks = [layer for _ in range(settings.depth) for layer in _block(settings, causal=language)]
+    blocks = [_block(settings, causal=language) for _ in range(settings.depth)]
     head: list[Layer] = [LayerNorm(width), *([] if language else [Mean()])]
     position = Position(task.shape[0], width)
     return Sequential(*embed, position, *blocks, *head, Dense(width, task.outputs, init=init))
 
 
-def _block(settings: Settings, *, causal: bool) -> list[Layer]:
-    """Return the two residual halves of a block."""
+def _block(settings: Settings, *, causal: bool) -> Layer:
+    """Return a block: attend, then transform every step."""
     width, init = settings.width, settings.init
     heads = width // HEAD if width % HEAD == 0 else 1
     attend = Sequential(LayerNorm(width), Attention(width, heads, causal=causal))
     grow, shrink = Dense(width, 4 * width, init=init), Dense(4 * width, width, init=init)
     think = Sequential(LayerNorm(width), grow, activation(settings), shrink)
-    return [Residual(attend), Residual(think)]
+    return Sequential(Residual(attend), Residual(think))

@@ -174,15 +174,13 @@ class NetworkProgram:
 
     def tangents(self, weights: Sequence[Array], v: Vector, receive: Receive) -> None:
         """Hand over the tangents of the inputs of every site, where they are not zero."""
-        assert self._last is not None  # a linearization comes first
-        places = {path: i for i, path in enumerate(self._last.linear)}
+        last = self._last or self._forward(self.tree(weights))
+        places = {path: i for i, path in enumerate(last.linear)}
 
         def shown(path: str, layer: Linear, tangent: Array) -> None:
             receive(places[path], _held(layer, tangent))
 
-        self.network.pushforward(
-            self.tree(weights), self._last.cache, None, self.tree(v), Watch(shown)
-        )
+        self.network.pushforward(self.tree(weights), last.cache, None, self.tree(v), Watch(shown))
 
     def loss(self, weights: Sequence[Array]) -> Array:
         """Return the loss."""

@@ -174,9 +174,11 @@ class _RandomState:
 def _same(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor):
         return torch.equal(a, b)
-    if isinstance(a, tuple):
+    if isinstance(a, np.ndarray):
+        return bool(np.array_equal(a, b))
+    if isinstance(a, tuple) and any(isinstance(part, np.ndarray | tuple) for part in a):
         return all(map(_same, a, b))
-    return bool(np.array_equal(a, b))
+    return bool(a == b)  # Python's own state is a tuple of hundreds of integers
 
 
 def _random_states(devices: Sequence[int]) -> list[_RandomState]:

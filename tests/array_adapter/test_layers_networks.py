@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -11,21 +9,11 @@ import pytest
 from array_adapter.layer_reference import error
 
 from nullport.compare import Settings, Task
+from nullport_cupy import _models
 from nullport_cupy.layers import (
-    Attention,
     Conv2d,
     CrossEntropy,
     Dense,
-    Embedding,
-    Flatten,
-    Layer,
-    LayerNorm,
-    MaxPool2d,
-    Mean,
-    Position,
-    ReLU,
-    Residual,
-    Sequential,
     SquaredError,
     flatten,
     unflatten,
@@ -38,47 +26,6 @@ import torch.nn.functional as F  # noqa: E402
 from nullport_torch._models import build  # noqa: E402
 
 Flat = dict[str, Any]
-
-
-def mlp(task: Task, settings: Settings) -> Layer:
-    sizes = [prod(task.shape), *[settings.width] * settings.depth]
-    hidden = [(Dense(a, b), ReLU()) for a, b in itertools.pairwise(sizes)]
-    return Sequential(Flatten(), *itertools.chain(*hidden), Dense(sizes[-1], task.outputs))
-
-
-def cnn(task: Task, settings: Settings) -> Layer:
-    height, width, channels = task.shape
-    layers: list[Layer] = []
-    for i in range(settings.depth):
-        grown = settings.width * (1 if i == 0 else 2)
-        layers += [Conv2d(channels, grown, 3, padding=1), ReLU()]
-        channels = grown
-        if min(height, width) > 1:
-            layers.append(MaxPool2d(2))
-            height, width = height // 2, width // 2
-    return Sequential(*layers, Flatten(), Dense(channels * height * width, task.outputs))
-
-
-def transformer(task: Task, settings: Settings) -> Layer:
-    width, language = settings.width, task.form == "tokens"
-    heads = width // 16 if width % 16 == 0 else 1
-    start: list[Layer] = (
-        [Embedding(task.outputs, width)]
-        if language
-        else [Flatten(keep=2), Dense(prod(task.shape[1:]), width)]
-    )
-    for _ in range(settings.depth):
-        attention = Sequential(LayerNorm(width), Attention(width, heads, causal=language))
-        grow, shrink = Dense(width, 4 * width), Dense(4 * width, width)
-        start.append(
-            Sequential(
-                Residual(attention), Residual(Sequential(LayerNorm(width), grow, ReLU(), shrink))
-            )
-        )
-    position = 1 if language else 2
-    start.insert(position, Position(task.shape[0], width))
-    end = [LayerNorm(width), *([] if language else [Mean()]), Dense(width, task.outputs)]
-    return Sequential(*start, *end)
 
 
 def linear(flat: Flat, ours: str, theirs: Any) -> None:
@@ -163,7 +110,7 @@ def test_outputs_losses_and_gradients_are_those_of_torch(
 ) -> None:
     task = make_task(kind, shape, outputs)
     settings = Settings.make("digits", model=model, width=32, depth=2, activation="relu")
-    network = {"mlp": mlp, "cnn": cnn, "transformer": transformer}[model](task, settings)
+    network = _models.build(task, settings)
     torch.manual_seed(0)
     twin = build(task, settings).double()
     theirs = copied(twin, network)

@@ -92,6 +92,8 @@ def test_loss_stays_and_gradient_grows(
 @every_problem
 def test_namespaces_agree(problem: Problem, name: str) -> None:
     """Directions and reports, field by field, are those of NumPy."""
+    if name == "jax" and problem is not PROBLEMS["mlp"]:
+        pytest.skip("JAX compiles every operation by itself here, which takes a minute")
     config = TeleportConfig(radius=0.2, budget=0.1, steps=2)
     results = []
     for where in ("numpy", name):
