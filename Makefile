@@ -92,7 +92,7 @@ scaling: $(VENV)/.dev  ## Measure how costs scale and write docs/benchmarks/scal
 		--show-stderr --bench "whole|rivals"
 	$(BIN)/python asv_bench/scaling.py
 
-figures: $(VENV)/.dev  ## Measure the figures of the design, side by side (5 minutes)
+figures: $(VENV)/.dev  ## Measure the figures of the design, side by side (8 minutes)
 	$(BIN)/python asv_bench/figures.py
 
 clean:  ## Remove everything that was built

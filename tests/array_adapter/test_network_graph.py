@@ -88,6 +88,14 @@ def test_loss_stays_and_gradient_grows(
     assert all(a.dtype == np.dtype(dtype) for a in flatten(params).values())
 
 
+def test_a_device_that_refuses_conversion_does_so() -> None:
+    """What the teleports on it prove: nothing of them passes through the host."""
+    with place("array_api_strict-device1") as here:
+        array = next(iter(flatten(here.put(PROBLEMS["mlp"].params())).values()))
+        with pytest.raises(RuntimeError, match="device1"):
+            np.asarray(array)
+
+
 @every_place
 @every_problem
 def test_namespaces_agree(problem: Problem, name: str) -> None:
