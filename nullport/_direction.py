@@ -127,7 +127,11 @@ class Accumulator:
         return self._routes[b]
 
     def receive(self, index: int, tangent: Array) -> None:
-        """Take the tangent of the inputs of site ``index``."""
+        """Take the tangent of the inputs of site ``index``.
+
+        Raises:
+            RuntimeError: If that of a later site has been taken before.
+        """
         self._finish(before=index)  # a site that is passed over has the tangent 0
         if index in self._users and self._lin.sites[index].cotangent is not None:
             self._add(index, widen(tangent))
@@ -144,6 +148,9 @@ class Accumulator:
 
     def _add(self, index: int, tangent: Array) -> None:
         site = self._lin.sites[index]
+        if not self._done.isdisjoint(self._users[index]):
+            msg = f"the tangent of site {index} arrived after that of a later site"
+            raise RuntimeError(msg)
         for b in self._users[index]:
             bias, total = self._blocks[b].bias is not None, self._sums[b]
             if self._route(b) == "direction":

@@ -194,7 +194,10 @@ class Move:
 
 
 Receive = Callable[[int, Array], None]
-"""Called with a site's index and an array of the shape of its inputs."""
+"""Called with a site's index and an array of the shape of its inputs, in the order of the sites.
+
+A site that is passed over has a tangent of 0.
+"""
 
 
 class LayerGraph(Protocol):

@@ -74,11 +74,13 @@ class _Forward:
         outputs: Of the network.
         cache: For its linearisations.
         linear: By path, in the order they were passed: linear layers and their inputs.
+        norms: By path: the norms of their products, 0-d.
     """
 
     outputs: Array
     cache: Any
     linear: dict[str, tuple[Linear, Array]]
+    norms: dict[str, Array]
 
 
 @dataclass
@@ -133,8 +135,15 @@ class NetworkProgram:
         def receive(path: str, layer: Linear, x: Array) -> None:
             linear[path] = layer, x
 
-        outputs, cache = self.network.forward(params, self.batch[0], Watch(receive))
-        return _Forward(outputs, cache, linear)
+        norms: dict[str, Array] = {}
+
+        def products(path: str, layer: Linear, y: Array) -> None:
+            del layer
+            norms[path] = norm(y)
+
+        watch = Watch(receive, products=products)
+        outputs, cache = self.network.forward(params, self.batch[0], watch)
+        return _Forward(outputs, cache, linear, norms)
 
     def _sites(
         self, weights: Sequence[Array], last: _Forward, deltas: dict[str, Array]
@@ -150,7 +159,7 @@ class NetworkProgram:
             uses.append(Use(index, len(sites), "weight", matrix(stack, out, inp)))
             if bias is not None:
                 uses.append(Use(bias, len(sites), "bias", matrix(stack, out, None)))
-            sites.append(_site(layer, seen, x, deltas[path]))
+            sites.append(_site(layer, seen, x, deltas[path], last.norms[path]))
         used = {use.parameter for use in uses}
         rest = [i for i in range(len(self.names)) if i not in used]
         uses += [Use(i, reason="a layer that is no product") for i in rest]
@@ -236,9 +245,7 @@ def _held(layer: Linear, x: Array) -> Array:
     return layer.rows(x) if layer.kind == "dense" else x
 
 
-def _site(layer: Linear, weight: Array, x: Array, delta: Array) -> Site:
+def _site(layer: Linear, weight: Array, x: Array, delta: Array, size: Array) -> Site:
     if layer.kind != "dense":
-        return PatchSite(layer, weight, x, delta)
-    rows = layer.rows(x)
-    output = norm(DenseSite("", rows, None, rows).apply(weight))
-    return DenseSite(layer.kind, rows, layer.cotangent_rows(delta), output)
+        return PatchSite(layer, weight, x, delta, size)
+    return DenseSite(layer.kind, layer.rows(x), layer.cotangent_rows(delta), size)

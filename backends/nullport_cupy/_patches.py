@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from math import prod
 
-from nullport._arrays import Array, joint_norm, namespace
+from nullport._arrays import Array, namespace
 from nullport_cupy.layers import Linear
 
 ELEMENTS = 2**23
@@ -23,12 +22,14 @@ class PatchSite:
         weight: Its weight now, as the matrix (..., out, in).
         inputs: Its input, samples first.
         cotangent: Cotangent of its output, samples first.
+        output_norm: Frobenius norm of ``X W^T``, 0-d.
     """
 
     layer: Linear
     weight: Array
     inputs: Array
     cotangent: Array
+    output_norm: Array
 
     @property
     def kind(self) -> str:
@@ -39,11 +40,6 @@ class PatchSite:
     def samples(self) -> int:
         """Number of patches."""
         return prod(self.cotangent.shape[:-1])
-
-    @cached_property
-    def output_norm(self) -> Array:
-        """Frobenius norm of ``X W^T``, 0-d."""
-        return joint_norm([self._product(x, self.weight) for x in self.rows()])
 
     def _spans(self) -> Iterator[slice]:
         images = self.inputs.shape[0]

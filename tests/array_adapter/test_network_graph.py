@@ -203,3 +203,20 @@ def test_no_floats() -> None:
     problem = PROBLEMS["mlp"]
     with place("numpy") as here, pytest.raises(ValueError, match="none of the 6 weights can move"):
         problem.graph(here, "int64")
+
+
+@every_problem
+def test_output_norms_are_those_of_the_products(problem: Problem) -> None:
+    """They are taken from the forward pass; a bias has no part in them."""
+    with place("numpy") as here:
+        graph = problem.graph(here)
+        for unchanged in (False, True):
+            lin = graph.linearize(unchanged=unchanged, again=True)
+            weights = [use for use in lin.uses if use.site is not None and use.role == "weight"]
+            assert len(weights) == len(lin.sites)
+            for use in weights:
+                site = lin.sites[use.site]  # type: ignore[index]
+                matrix = graph.read(0, graph.weights()[use.parameter], use.layout)  # type: ignore[arg-type]
+                rows = np.concatenate(list(site.rows()), axis=-2)
+                expected = np.linalg.norm(rows @ np.swapaxes(matrix, -1, -2))
+                assert float(site.output_norm) == pytest.approx(expected, rel=1e-12)

@@ -31,25 +31,41 @@ class Watch:
     """Is shown what passes through linear maps.
 
     That is inputs in the forward pass, cotangents of outputs in the pullback, and tangents of
-    inputs in the pushforward. It knows where in the network it is.
+    inputs in the pushforward; and, for who asks, the products that the forward pass makes. It knows
+    where in the network it is.
     """
 
     def __init__(
-        self, receive: Callable[[str, Linear, Array], None] | None = None, path: str = ""
+        self,
+        receive: Callable[[str, Linear, Array], None] | None = None,
+        path: str = "",
+        products: Callable[[str, Linear, Array], None] | None = None,
     ) -> None:
-        """Stand at ``path``; tell ``receive`` the path, the linear layer and the array."""
-        self._receive, self.path = receive, path
+        """Stand at ``path``.
+
+        Args:
+            receive: Told the path, the linear layer and the array.
+            path: Where in the network it is.
+            products: The same for ``X W^T``, without the bias.
+        """
+        self._receive, self.path, self._products = receive, path, products
 
     def __getitem__(self, name: str) -> Watch:
         """Return the watch over the child ``name``: at ``path.name``, or ``name`` at the root."""
         if self._receive is None:
             return self
-        return Watch(self._receive, f"{self.path}.{name}" if self.path else name)
+        path = f"{self.path}.{name}" if self.path else name
+        return Watch(self._receive, path, self._products)
 
     def __call__(self, layer: Linear, array: Array) -> None:
         """Show an array that passes through ``layer``."""
         if self._receive is not None:
             self._receive(self.path, layer, array)
+
+    def product(self, layer: Linear, array: Array) -> None:
+        """Show a product that ``layer`` has made."""
+        if self._products is not None:
+            self._products(self.path, layer, array)
 
 
 SILENT = Watch()

@@ -121,7 +121,9 @@ class Conv2d(Linear):
             least = [max(1, w.reach + 1 - 2 * w.padding) for w in self.windows]
             _checks.shape("Conv2d", x, f"height and width of at least {least[0]} and {least[1]}")
         watch(self, x)
-        return plus(self._product(x, params["weight"]), params.get("bias")), x
+        y = self._product(x, params["weight"])
+        watch.product(self, y)
+        return plus(y, params.get("bias")), x
 
     def pullback(
         self, params: Params, cache: Array, dy: Array, watch: Watch = SILENT

@@ -64,6 +64,7 @@ class Dense(Linear):
         features("Dense", x, self.inputs)
         watch(self, x)
         y = self._product(x, params["weight"])
+        watch.product(self, y)
         return plus(y, params.get("bias")), x
 
     def pullback(
