@@ -21,7 +21,8 @@ the threads torch has. The columns:
 
 Methods that take steps take ``--steps`` of them, nullport's one-step rows and the random moves one.
 The random null-space move has the radius of nullport's one step, and in a second row its own.
-A method's own checks are in its time: nullport's and the level set's are, the others have none.
+A method's own checks are in its time: nullport's, the line search of the level set, the judge of
+the rescaling; the others have none.
 """
 
 from __future__ import annotations
