@@ -86,10 +86,10 @@ bench-compare: $(VENV)/.dev  ## Compare two commits, BASE=... HEAD=...; fails at
 bench-gate-check: $(VENV)/.dev  ## Check that the comparison finds a planted slowdown, and only that
 	$(ASV) ../$(BIN)/python gate_check.py
 
-scaling: $(VENV)/.dev  ## Measure how costs scale and write docs/benchmarks/scaling.md (40 minutes)
+scaling: $(VENV)/.dev  ## Measure how costs scale and write docs/benchmarks/scaling.md (25 minutes)
 	$(ASV) ../$(BIN)/asv machine --yes
 	$(ASV) ../$(BIN)/asv run -E existing --set-commit-hash "$$(git rev-parse HEAD)" \
-		--show-stderr --bench "whole|rivals"
+		--show-stderr --bench "whole|rivals" -a rounds=1
 	$(BIN)/python asv_bench/scaling.py
 
 figures: $(VENV)/.dev  ## Measure the figures of the design, side by side (8 minutes)
