@@ -17,9 +17,10 @@ from nullport._capture import Block
 from nullport._config import TeleportConfig
 from nullport._direction import Accumulator, Direction
 from nullport._graph import LayerGraph, Linearization, Move, TangentUnavailable
-from nullport._layer import Layer, take_steps
+from nullport._layer import Layer
 from nullport._objective import Pull
 from nullport._projection import Filter
+from nullport._steps import take_steps
 from nullport._tangent import Engine
 
 

@@ -6,12 +6,11 @@ asks for a value under jit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
-from functools import cached_property, reduce
+from functools import cached_property
 from math import prod
-from operator import or_
 
 from nullport._arrays import Array, joint_norm, namespace, plain
 from nullport._budget import BudgetFilter
@@ -121,7 +120,7 @@ class Layer:
         if self.size is None or self.share is None:
             tests.append((Hold.STILL, self.hidden | ~self.hidden))
         else:
-            tests += list(_tests(self.size, self.share).items())
+            tests += list(obstacles(self.size, self.share).items())
             if self.length is not None:
                 tests.append((Hold.SHORT, self.length == 0))
         return first(tests)
@@ -203,7 +202,7 @@ def _positive(x: Array) -> Array:
     return xp.where(x > 0, x, xp.ones_like(x))
 
 
-def _tests(size: Array, share: Array) -> dict[Hold, Array]:
+def obstacles(size: Array, share: Array) -> dict[Hold, Array]:
     """Causes that depend on a direction's norm and on the share the projection left of it."""
     xp = namespace(size)
     return {
@@ -211,48 +210,6 @@ def _tests(size: Array, share: Array) -> dict[Hold, Array]:
         Hold.BROKEN: ~xp.isfinite(size),
         Hold.SPANNED: share < 1e3 * float(xp.finfo(size.dtype).eps),
     }
-
-
-def take_steps(layers: Sequence[Layer], length: float | Array, *, only: bool) -> Iterator[Move]:
-    """Scale every direction to ``length * ||W||`` and yield all moves, one layer at a time.
-
-    The scalars of all layers are handled as one array: a step costs a few small operations per
-    network instead of a few per layer.
-
-    Args:
-        layers: The layers, each with the direction that was found for it.
-        length: Relative length of the step.
-        only: Whether it is the only step of the teleport.
-    """
-    moving = [layer for layer in layers if layer.found is not None]
-    if not moving:
-        return
-    xp = namespace(moving[0].size)
-    size, share = (xp.stack([getattr(m, name) for m in moving]) for name in ("size", "share"))
-    able = xp.stack([layer.able for layer in moving])
-    held = reduce(or_, _tests(size, share).values(), ~able)
-    norms = xp.stack([xp.astype(layer.weight_norm, size.dtype) for layer in moving])
-    size = xp.where(held, xp.ones_like(size), size)
-    reach = xp.where(held, xp.zeros_like(size), length * norms)
-    allowed = xp.stack([_allowed(layer, size[i]) for i, layer in enumerate(moving)])
-    reach = xp.minimum(reach, allowed * size)
-    factor = reach / size
-    for i, layer in enumerate(moving):
-        yield from layer.step(factor[i], reach[i], only=only)
-
-
-def _allowed(layer: Layer, like: Array) -> Array:
-    """Return the largest factor of a direction that a budget allows, 0-d.
-
-    The filter was made from a part of the rows; what it does to all of them was measured.
-    """
-    xp = namespace(like)
-    found = layer.found
-    if found is None or found.change is None or layer.limit is None:
-        return xp.full_like(like, xp.inf)
-    most = xp.astype(layer.limit, like.dtype)
-    change = xp.astype(found.change, like.dtype)
-    return most / xp.where(change > 0, change, xp.ones_like(change))
 
 
 def make_layer(
