@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from nullport import TeleportConfig, load_backend
+from nullport.cli import main
 from nullport.compare import Settings, Task, run
 from nullport_cupy._backend import NUMPY, inspect
 from nullport_cupy._training import OPTIMIZERS
@@ -92,3 +95,22 @@ def test_diverged_is_said_and_not_raised() -> None:
 def test_inspect_wants_a_graph() -> None:
     with pytest.raises(TypeError, match="returned a int, expected what from_network"):
         inspect(3, TeleportConfig())
+
+
+def test_the_command_line_inspects_a_graph(tmp_path: Path, capsys: Any) -> None:
+    pytest.importorskip("rich")
+    target = tmp_path / "network.py"
+    target.write_text(
+        "import numpy as np\n"
+        "from nullport_cupy import from_network\n"
+        "from nullport_cupy.layers import Dense, ReLU, Sequential, SquaredError\n"
+        "def make():\n"
+        "    rng = np.random.default_rng(0)\n"
+        "    network = Sequential(Dense(6, 8), ReLU(), Dense(8, 2))\n"
+        "    batch = np.ones((3, 6), np.float32), np.ones((3, 2), np.float32)\n"
+        "    return from_network(network, SquaredError(), network.init(rng), batch)\n"
+    )
+    main(["inspect", f"{target}:make", "--backend", "numpy", "--json"])
+    found = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert found["2.weight"]["in_features"] == 9
+    assert found["0.weight"]["reason"].startswith("its inputs do not depend on the weights")
