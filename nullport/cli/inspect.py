@@ -35,8 +35,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "target",
         metavar="FILE.py:FUNCTION",
-        help="a function without arguments that returns (model, closure); for JAX (loss_fn, params, "
-        "*batch), for NumPy and CuPy a graph",
+        help="a function without arguments that returns (model, closure); for JAX "
+        "(loss_fn, params, *batch), for NumPy and CuPy a graph",
     )
     parser.add_argument("--backend", metavar="NAME", default="torch", help="[default: torch]")
     parser.add_argument("--json", action="store_true", help="print JSON")
