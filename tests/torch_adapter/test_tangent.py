@@ -262,3 +262,34 @@ def test_routing_that_flips_between_passes_is_no_changed_closure() -> None:
         flips += report.tangent == "jvp"
         assert report.loss_after == pytest.approx(report.loss_before, rel=1e-5)
     assert flips > 0, "the pass of the finite difference was never another one"
+
+
+class Rerouted(nn.Module):
+    """Skips its third layer wherever its second does not give exactly what it gave first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        sizes = [(20, 30), (30, 30), (30, 30), (30, 3)]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in sizes)
+        self.first: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        one, two, three, last = self.layers
+        x = torch.tanh(two(torch.tanh(one(x))))
+        total = x.detach().sum()
+        self.first = total.clone() if self.first is None else self.first
+        return last(torch.tanh(three(x)) if bool(total == self.first) else x)
+
+
+def test_forward_mode_takes_over_after_layers_have_been_let_go_of() -> None:
+    """A difference fails half-way, when the first layers' inputs are gone already."""
+    torch.manual_seed(0)
+    model, x, y = Rerouted(), torch.randn(5, 20), torch.randint(0, 3, (5,))
+    report = teleport(
+        model,
+        lambda: nn.functional.cross_entropy(model(x), y),
+        config=TeleportConfig(radius=0.1, max_loss_change=10.0),
+    )
+    assert report.tangent == "jvp"
+    assert [layer.moved > 0 for layer in report.layers] == [False, True, True, True]
+    assert all(layer.output_change <= layer.output_change_bound for layer in report.layers)
