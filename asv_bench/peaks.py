@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.common import Size
 from benchmarks.networks import Network, network
-from benchmarks.places import jax, torch
+from benchmarks.places import torch
 
 STATE = {"sgd": 0, "momentum": 1, "adam": 2}
 """Arrays of the size of the weights that an optimizer keeps."""
@@ -105,5 +105,3 @@ PEAKS: dict[str, Callable[[Any, float, int], tuple[float, float]]] = {
     "numpy": _numpy,
     "jax": _jax,
 }
-
-__all__ = ["CASES", "extra", "jax", "peak"]

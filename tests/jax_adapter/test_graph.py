@@ -289,3 +289,21 @@ def test_low_precision(dtype: str) -> None:
         assert jnp.linalg.norm(part - got) <= (
             1e-5 if dtype == "float32" else 0.02
         ) * jnp.linalg.norm(got)
+
+
+def test_a_refused_teleport_of_several_steps_settles_on_the_first_gradient() -> None:
+    params = {"a": jnp.linspace(-1.0, 1.0, 48).reshape(6, 8), "b": jnp.ones((8, 2))}
+    x = jnp.cos(jnp.arange(18.0)).reshape(3, 6)
+
+    def loss_fn(params: Any, x: Any) -> Any:
+        return jnp.mean((jnp.tanh(x @ params["a"]) @ params["b"]) ** 2)
+
+    graph = JaxGraph(loss_fn, params, (x,))
+    graph.linearize(again=True)
+    start = jax.grad(loss_fn)(params, x)
+    graph._leaves = [leaf + 0.1 for leaf in graph._leaves]
+    graph.linearize()
+    graph.gradient()
+    graph.settle(False)
+    for found, expected in zip(jax.tree.leaves(graph.settled), jax.tree.leaves(start), strict=True):
+        assert jnp.allclose(found, expected, rtol=1e-12, atol=1e-12)
