@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-thinc-8 test-oldest-jax lint types package bench-smoke bench-compare bench-gate-check scaling figures clean
+.PHONY: help demo test test-thinc-8 test-oldest-jax lint types package bench-smoke bench-compare bench-gate-check scaling figures docs clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -22,6 +22,10 @@ $(VENV)/.run: $(BIN)/python pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.run
 	$(PIP) install -q -c constraints.txt -e ".[torch,jax,cli,test,dev]"
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.dev
+	$(PIP) install -q -c constraints.txt -e ".[torch,jax,cli,test,dev,docs]"
 	@touch $@
 
 demo: $(VENV)/.run  ## Train a network on real data with and without teleports (2 minutes)
@@ -95,5 +99,14 @@ scaling: $(VENV)/.dev  ## Measure how costs scale and write docs/benchmarks/scal
 figures: $(VENV)/.dev  ## Measure the figures of the design, side by side (8 minutes)
 	$(BIN)/python asv_bench/figures.py
 
+# Quick runs are made anew, for the code may have changed; examples run again where they changed.
+docs: $(VENV)/.docs  ## Build these pages into build/docs/html; warnings are errors (2 minutes)
+	mkdir -p build docs/generated
+	rm -f build/quick.jsonl
+	OMP_NUM_THREADS=1 $(BIN)/nullport suite --preset quick --quiet --runs build/quick.jsonl \
+		--processes 2 --report docs/generated/quick.md
+	OMP_NUM_THREADS=1 JAX_PLATFORMS=cpu $(BIN)/python -m sphinx -b html -q -W --keep-going \
+		docs build/docs/html
+
 clean:  ## Remove everything that was built
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist docs/gallery docs/generated .pytest_cache .mypy_cache .ruff_cache .hypothesis

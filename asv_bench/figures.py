@@ -96,13 +96,14 @@ def rivals(backend: str) -> None:
     """Ten steps against the paper taken literally and against symmetry teleportation."""
     if not backend.startswith("torch"):
         return  # the rivals are in torch
-    from rivals.literal import literal_teleport
-    from rivals.symmetry import symmetry_teleport
+    from nullport_torch.rivals import literal
+    from nullport_torch.rivals.problem import Problem
+    from nullport_torch.rivals.symmetry_published import symmetry_teleport
 
     made = network(backend, Size(2048))
     ours, theirs = medians(
         lambda: made.teleport(10),
-        lambda: literal_teleport(made.model, made.loss, 10, 1e-9),
+        lambda: literal.teleport(Problem(made.model, made.x, made.y), steps=10, rate=1e-9),
         seconds=60,
         repeats=(3, 5),
     )

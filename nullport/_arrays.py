@@ -5,6 +5,7 @@ Everything goes through :func:`array_api_compat.array_namespace`, never through 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 from array_api_compat import array_namespace, device, is_lazy_array
@@ -78,8 +79,41 @@ def joint_norm(arrays: list[Array]) -> Array:
     if not arrays:
         msg = "joint_norm needs at least one array"
         raise ValueError(msg)
-    xp = namespace(arrays[0])
-    return xp.linalg.vector_norm(xp.stack([norm(widen(a)) for a in arrays]))
+    return joined([norm(widen(a)) for a in arrays])
+
+
+def joined(norms: list[Array]) -> Array:
+    """Return the norm of the vector whose parts have the given norms, all 0-d."""
+    if len(norms) == 1:
+        return norms[0]
+    xp = namespace(norms[0])
+    return xp.linalg.vector_norm(xp.stack(norms))
+
+
+class Norms:
+    """The norms of arrays, each computed when it is first asked for."""
+
+    def __init__(self, arrays: Sequence[Array]) -> None:
+        """Take the arrays."""
+        self._arrays = arrays
+        self._found: dict[int, Array] = {}
+
+    def __getitem__(self, index: int) -> Array:
+        """Return the norm of one of them, 0-d."""
+        if index not in self._found:
+            self._found[index] = norm(widen(self._arrays[index]))
+        return self._found[index]
+
+
+def product_norm(left: Array, right: Array) -> Array:
+    """Return ``||left^T right||`` for factors (..., n, a) and (..., n, b), as a 0-d array.
+
+    The product is not formed. Never less than what rounding can resolve.
+    """
+    xp = namespace(right)
+    terms = (left @ xp.matrix_transpose(left)) * (right @ xp.matrix_transpose(right))
+    floor = float(xp.finfo(terms.dtype).eps) * xp.sum(xp.abs(terms))
+    return xp.sqrt(xp.maximum(xp.sum(terms), floor))
 
 
 def place(x: Array) -> Any:

@@ -7,7 +7,7 @@ that they and the null spaces are never all held together.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from nullport import _cost as cost
@@ -38,6 +38,7 @@ class Ascent:
         lin: Linearization,
         config: TeleportConfig,
         radius: float | Array,
+        along: Mapping[int, int],
         *,
         last: bool,
     ) -> None:
@@ -49,10 +50,11 @@ class Ascent:
             lin: The linearization at the present weights.
             config: Settings.
             radius: Relative length of all steps.
+            along: By parameter, the site whose gradient is what the objective asks for there.
             last: Whether no step follows.
         """
         self._graph, self._layers, self._lin = graph, layers, lin
-        self._config, self._radius, self._last = config, radius, last
+        self._config, self._radius, self._along, self._last = config, radius, along, last
         self._only = last and config.steps == 1
         self._work = cost.gradient_work(lin, [layer.block for layer in layers])
         self._users: dict[int, set[int]] = {i: set() for i in range(len(lin.sites))}
@@ -82,14 +84,16 @@ class Ascent:
             accumulator = Accumulator(blocks, self, lin, direct, self._finished)
             try:
                 if wish.v is not None and step is not None:
-                    engine(self._graph, lin, wish.v, step, accumulator.receive)
+                    engine(self._graph, lin, wish.v, step, accumulator.receive, self._along)
                     self.cost += engine.cost + cost.KERNEL
                 break
             except TangentUnavailable:
                 if not engine.give_up():
                     raise
-                if any(site is None for site in lin.sites):  # the next try needs what was let go
-                    lin.sites = self._graph.linearize().sites
+                gone = [*lin.sites, *(lin.gradients[i] for i in self._along)]
+                if any(part is None for part in gone):  # the next try needs what was let go
+                    again = self._graph.linearize()
+                    lin.sites, lin.gradients[:] = again.sites, again.gradients
                     self.cost += cost.GRADIENT
         accumulator.finish()
 

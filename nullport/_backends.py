@@ -21,6 +21,7 @@ class Backend:
         inspect: Lists what a teleport would find at every weight; takes what the user's function
             returned and a configuration.
         trainer: Makes the training loop of ``nullport compare``, or None if there is none.
+        methods: Names of other teleports than nullport's that the trainer can make.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Backend:
     devices: Callable[[], list[str]]
     inspect: Callable[..., Any]
     trainer: Callable[..., Any] | None = field(default=None)
+    methods: tuple[str, ...] = ()
 
 
 def _claims() -> dict[str, list[EntryPoint]]:

@@ -56,6 +56,11 @@ class BudgetFilter(Spectral):
         )
         return filtered(self.space, xp.reshape(flat, energies.shape), d, coordinates)
 
+    def measured(self, d: Array) -> tuple[Array, Array, Array]:
+        """Return the best direction for ``d`` and the norms of both, 0-d."""
+        free = self.apply(d)
+        return free, norm(free), norm(d)
+
     @property
     def _ratio(self) -> Array:
         xp = namespace(self.length)

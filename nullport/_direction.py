@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
 
-from nullport._arrays import Array, namespace, norm, widen, with_column
+from nullport._arrays import Array, namespace, norm, product_norm, widen, with_column
 from nullport._budget import BudgetFilter
 from nullport._capture import Block
 from nullport._graph import DenseSite, Linearization
@@ -47,12 +47,7 @@ class Direction:
         """``||N||``, 0-d; in factors never less than what rounding can resolve."""
         if self.left is None:
             return norm(self.right)
-        xp = namespace(self.right)
-        left = self.left @ xp.matrix_transpose(self.left)
-        right = self.right @ xp.matrix_transpose(self.right)
-        terms = left * right
-        floor = float(xp.finfo(terms.dtype).eps) * xp.sum(xp.abs(terms))
-        return xp.sqrt(xp.maximum(xp.sum(terms), floor))
+        return product_norm(self.left, self.right)
 
     def outputs(self, rows: Array) -> Array:
         """Return ``rows N^T``, shape (..., m, out), for ``rows`` (..., m, features)."""
@@ -157,8 +152,8 @@ class Accumulator:
                 total.add(site.weight_gradient(tangent))
                 continue
             rows = with_column(tangent, 0.0) if bias else tangent
-            free = self._filters[b].apply(rows)
-            total.kept, total.total = total.kept + norm(free), total.total + norm(tangent)
+            free, kept, given = self._filters[b].measured(rows)
+            total.kept, total.total = total.kept + kept, total.total + given
             if self._route(b) == "rows":
                 total.add(site.weight_gradient(free))
             else:
@@ -190,13 +185,13 @@ class Accumulator:
             del formed
         if raw is None:
             return projected
-        free = self._filters[b].apply(raw)
+        free, kept, given = self._filters[b].measured(raw)
         if projected is not None:  # a first layer's tangent may be 0: its share is that of the rest
-            share = _share(total.kept + norm(free), total.total + norm(raw))
+            share = _share(total.kept + kept, total.total + given)
             return Direction(None, projected.dense() + free, share)
         if isinstance(self._filters[b], BudgetFilter):  # takes what it can of any direction
-            return Direction(None, free, namespace(free).ones_like(norm(free)))
-        return Direction(None, free, _share(norm(free), norm(raw)))
+            return Direction(None, free, namespace(free).ones_like(kept))
+        return Direction(None, free, _share(kept, given))
 
 
 def _route(block: Block, lin: Linearization) -> str:
@@ -216,5 +211,5 @@ def _route(block: Block, lin: Linearization) -> str:
 
 
 def _share(kept: Array, total: Array) -> Array:
-    xp = namespace(total)
-    return kept / xp.where(total > 0, total, xp.ones_like(total))
+    """Return ``kept / total``, 0 where both are."""
+    return kept / (total + float(namespace(total).finfo(total.dtype).smallest_normal))

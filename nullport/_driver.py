@@ -16,13 +16,14 @@ from enum import IntEnum
 from array_api_compat import is_lazy_array
 
 from nullport import _cost as cost
-from nullport._arrays import Array, known, namespace, plain
+from nullport._arrays import Array, Norms, joined, known, namespace, plain
 from nullport._ascent import Ascent
 from nullport._capture import BIAS, Excluded, capture
 from nullport._config import Objective, TeleportConfig
+from nullport._factored import known_by_site, length
 from nullport._graph import LayerGraph, Linearization
 from nullport._layer import Layer, make_layer
-from nullport._objective import Vector, length, pull
+from nullport._objective import Vector, pull
 from nullport._report import Cause, LayerReport, TeleportReport
 from nullport._tangent import Engine
 from nullport._verdict import Look, first, look, verdict
@@ -97,6 +98,8 @@ class _Run:
     scale: Array | None = None
     grad_norm: Array | None = None
     trusted: float | Array | None = None
+    norms: Norms | None = None
+    along: dict[int, int] = field(default_factory=dict)
 
     def __call__(self) -> TeleportReport:
         start = time.perf_counter()
@@ -118,7 +121,7 @@ class _Run:
             graph.move(ascent.moves(self.radius / config.steps))
             self.grad_norm = None
             if remaining:
-                lin = graph.linearize(unchanged=self._exact, again=remaining > 1 and self._exact)
+                lin = self._linearized(again=remaining > 1 and self._exact)
                 self.cost += cost.BACKWARD if lin.reused else cost.GRADIENT
                 if not self._exact:  # an inexact step changes the inputs of deeper layers
                     self._forget_null_spaces()
@@ -138,6 +141,12 @@ class _Run:
         stop = first(stops)
         code = namespace(code).where(stop > 0, stop, code)
         return self._report(start, before, after, code)
+
+    def _linearized(self, *, again: bool) -> Linearization:
+        """Return the linearization after a step; nobody asks for gradients that sites know."""
+        if not self.along or self.engine.used != "fd":
+            return self.graph.linearize(unchanged=self._exact, again=again)
+        return self.graph.linearize(unchanged=self._exact, again=again, omit=self.along)
 
     def _still(self, before: Look) -> Array:
         """Whether no weight has moved, 0-d bool."""
@@ -202,6 +211,7 @@ class _Run:
             msg = f"no weight of the model is used by a recognised linear map ({reasons})"
             raise ValueError(msg)
         weights = self.graph.weights()
+        norms = self.norms = Norms(weights)
         reached = [b for b in blocks if any(lin.sites[i].samples for i in b.sites)]
         if blocks and not reached:
             msg = "the captured batch has 0 samples; a teleport needs at least 1 sample"
@@ -210,13 +220,17 @@ class _Run:
             if block not in reached:
                 self.excluded.append(Excluded(block.name, "no sample reaches it", block.sites))
         for block in reached:
-            self.layers.append(make_layer(block, self.graph, lin, weights, self.config))
+            self.layers.append(make_layer(block, self.graph, lin, weights, norms, self.config))
+        if self.objective == "grad_norm":
+            self.along = known_by_site(self.layers, lin)
 
     def ascent(self, lin: Linearization, *, last: bool) -> Ascent:
         """Return a step with the directions that the objective asks for at ``lin``."""
         wish = pull(self.objective, self.graph, lin.gradients)
         step = None if wish.v is None else self._tangent_step(wish.v, lin)
-        ascent = Ascent(self.graph, self.layers, lin, self.config, self.radius, last=last)
+        ascent = Ascent(
+            self.graph, self.layers, lin, self.config, self.radius, self.along, last=last
+        )
         ascent.directions(wish, step, self.engine)
         self.cost += wish.cost + ascent.cost
         return ascent
@@ -224,10 +238,10 @@ class _Run:
     def _tangent_step(self, v: Vector, lin: Linearization) -> Array:
         """Return ``||w|| / ||v||``, 0-d."""
         if self.scale is None:
-            pairs = zip(self.graph.weights(), v, strict=True)
-            self.scale = length([w for w, a in pairs if a is not None])
+            assert self.norms is not None  # made with the layers
+            self.scale = joined([self.norms[i] for i, a in enumerate(v) if a is not None])
         size = self.grad_norm if v is lin.gradients else None
-        size = length(v) if size is None else size
+        size = length(v, lin, self.along) if size is None else size
         xp = namespace(size)
         return self.scale / xp.where(size > 0, size, xp.ones_like(size))
 

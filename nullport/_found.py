@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from nullport._arrays import Array, joint_norm, widen, with_column
+from nullport._arrays import Array, joint_norm, namespace, widen, with_column
 from nullport._budget import BudgetFilter
 from nullport._capture import Block
 from nullport._direction import Direction
@@ -27,7 +27,7 @@ class Found:
         direction: The projected direction ``N``.
         bound: Bound on ``||X N^T||`` from the spectrum, 0-d; None where the null space is exact.
         change: ``||X N^T||`` on all rows, 0-d, or None.
-        sample: ``X N^T`` on a few rows of every site, or nothing.
+        sample: A few rows ``X`` of every site, (..., m, features) each, or nothing.
         rows: Number of these rows.
     """
 
@@ -58,21 +58,26 @@ def look_at(
         measured: Whether an inexact change is measured now, on all rows.
     """
     if not inexact:
-        sample, rows = _sampled(direction, block, lin)
+        sample, rows = _sampled(block, lin)
         return Found(direction, sample=sample, rows=rows)
     bound = None if filter_.space.energies is None else filter_.given_up(direction)
     change = output_change(block, lin, direction.dense()) if measured else None
     return Found(direction, bound, change)
 
 
-def _sampled(direction: Direction, block: Block, lin: Linearization) -> tuple[list[Array], int]:
+def _sampled(block: Block, lin: Linearization) -> tuple[list[Array], int]:
     parts, seen = [], 0
     samples = sum(lin.sites[i].samples for i in block.sites)
     for site in (lin.sites[i] for i in block.sites):
         for chunk in site.rows(max(1, samples // SAMPLED_ROWS)):
             rows = widen(chunk)
-            rows = rows if block.bias is None else with_column(rows, 1.0)
-            parts.append(direction.outputs(rows))
+            # A copy in any case: a view would hold on to all rows.
+            copied = (
+                namespace(rows).asarray(rows, copy=True)
+                if block.bias is None
+                else with_column(rows, 1.0)
+            )
+            parts.append(copied)
             seen += rows.shape[-2]
     return parts, seen
 

@@ -10,7 +10,7 @@ Data flows one way: the adapter captures, the core decides, the adapter moves.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -112,6 +112,14 @@ class DenseSite:
             delta = (delta @ probe)[..., None]
         return xp.matrix_transpose(delta) @ inputs
 
+    def along(self, inputs: Array) -> Array:
+        """Return ``inputs g^T`` (..., n, out), ``g = delta^T X``, for ``inputs`` (..., n, in).
+
+        It is what a move of the weight along its gradient adds to the outputs; ``g`` is not formed.
+        """
+        xp = namespace(inputs)
+        return (inputs @ xp.matrix_transpose(self.inputs)) @ self.cotangent
+
     def bias_gradient(self) -> Array:
         """Return the sum of ``delta`` over the rows, shape (..., out)."""
         return namespace(self.cotangent).sum(self.cotangent, axis=-2)
@@ -163,6 +171,7 @@ class Linearization:
         reused: Whether activations of an earlier call were reused.
         replay_cost: Compute of one replay, in gradients: a forward pass, or a whole gradient for
             sites that are known by their gradients.
+        factored: Sites that ``replay`` can take ``along``.
     """
 
     loss: Array
@@ -171,6 +180,7 @@ class Linearization:
     uses: Sequence[Use] = field(default_factory=list)
     reused: bool = False
     replay_cost: float = FORWARD
+    factored: Collection[int] = ()
 
 
 @dataclass(frozen=True)
@@ -191,6 +201,21 @@ class Move:
     layout: Layout
     right: Array
     left: Array | None = None
+
+    def as_stored(self) -> Move:
+        """Return a change in factors as one of the transpose, where a weight is stored (in, out).
+
+        The product of the factors then has the order of the weight, and is not transposed itself.
+        """
+        out, inp = (
+            max((stride for _, stride in part), default=0)
+            for part in (self.layout.out, self.layout.inp)
+        )
+        if self.left is None or inp <= out:
+            return self
+        layout = self.layout
+        turned = Layout(layout.offset, layout.stack, layout.inp, layout.out)
+        return Move(self.parameter, turned, right=self.left, left=self.right)
 
 
 Receive = Callable[[int, Array], None]
@@ -222,20 +247,38 @@ class LayerGraph(Protocol):
             Shape (..., out, in), or (..., out) for the layout of a bias.
         """
 
-    def linearize(self, *, unchanged: bool = False, again: bool = False) -> Linearization:
+    def linearize(
+        self, *, unchanged: bool = False, again: bool = False, omit: Collection[int] = ()
+    ) -> Linearization:
         """Compute loss, gradient and sites at the current weights.
 
         Args:
             unchanged: The weights moved inside the exact null space since the last call, so
                 activations are what they were and an adapter may reuse them.
             again: A call with ``unchanged`` follows, so activations are worth keeping.
+            omit: Parameters whose gradients need not be formed. Passed only after a linearization
+                with ``factored`` sites.
         """
 
     def gradient(self) -> tuple[Array, list[Array | None]]:
         """Compute loss and gradient at the current weights, recording nothing."""
 
-    def replay(self, v: Sequence[Array | None], step: Array, receive: Receive) -> None:
+    def replay(
+        self,
+        v: Sequence[Array | None],
+        step: Array,
+        receive: Receive,
+        along: dict[int, DenseSite] | None = None,
+    ) -> None:
         """Run the forward pass at ``w + step * v`` and hand over every site's inputs.
+
+        Args:
+            v: One array per parameter, or None for zero.
+            step: Factor, 0-d.
+            receive: Called with a site's index and its inputs.
+            along: Sites, by index, whose weights move along their gradients instead:
+                ``step * site.along(inputs)`` is added to what the site computes of ``inputs``.
+                Passed only with ``factored`` sites; may be emptied as they are passed.
 
         Raises:
             ValueError: If the forward pass is not the one of the linearization: the loss is not

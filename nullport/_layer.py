@@ -12,7 +12,16 @@ from enum import IntEnum
 from functools import cached_property
 from math import prod
 
-from nullport._arrays import Array, joint_norm, namespace, plain
+from nullport._arrays import (
+    Array,
+    Norms,
+    joined,
+    joint_norm,
+    namespace,
+    norm,
+    plain,
+    widen,
+)
 from nullport._budget import BudgetFilter
 from nullport._capture import Block, explained, without_hidden_bias
 from nullport._config import TeleportConfig
@@ -141,7 +150,7 @@ class Layer:
             self.change = found.change * factor
         elif self.inexact:
             self.steps.append(step)
-        sample = [xp.where(factor > 0, part * factor, xp.zeros_like(part)) for part in found.sample]
+        sample = [step.outputs(rows) for rows in found.sample]
         pairs = zip(self.outputs, sample, strict=True)
         self.outputs = [a + b for a, b in pairs] if self.outputs else sample
         self.seen = found.rows
@@ -217,9 +226,13 @@ def make_layer(
     graph: LayerGraph,
     lin: Linearization,
     weights: Sequence[Array],
+    norms: Norms,
     config: TeleportConfig,
 ) -> Layer:
-    """Check that a block's uses were all seen, and measure its weights, inputs and outputs."""
+    """Check that a block's uses were all seen, and measure its weights, inputs and outputs.
+
+    ``norms`` are those of ``weights``.
+    """
     sites = [lin.sites[i] for i in block.sites]
     tolerance = MISMATCH[bits(lin)]
     if block.bias is not None:
@@ -234,9 +247,6 @@ def make_layer(
     else:
         gradient = graph.read(block.parameter, gradient, block.layout)
         mismatch = explained(block, gradient, lin)
-    parts = [graph.read(block.parameter, weights[block.parameter], block.layout)]
-    if block.bias is not None:
-        parts.append(graph.read(block.bias[0], weights[block.bias[0]], block.bias[1]))
     samples = sum(site.samples for site in sites)
     kept = is_tight(block, samples, config) or config.projection == "none"
     return Layer(
@@ -244,9 +254,22 @@ def make_layer(
         kind=sites[0].kind,
         samples=samples,
         hidden=mismatch > tolerance,
-        weight_norm=joint_norm(parts),
+        weight_norm=_weight_norm(block, graph, weights, norms),
         output_norm=joint_norm([site.output_norm for site in sites]),
         input_norm=input_norm,
         inexact=kept or config.threshold > 0,
         kept=kept,
+    )
+
+
+def _weight_norm(block: Block, graph: LayerGraph, weights: Sequence[Array], norms: Norms) -> Array:
+    """Return the norm of a block's weights, bias included, 0-d."""
+    parts = [(block.parameter, block.layout)] + ([] if block.bias is None else [block.bias])
+    return joined(
+        [
+            norms[i]
+            if layout.size == prod(weights[i].shape)
+            else norm(widen(graph.read(i, weights[i], layout)))
+            for i, layout in parts
+        ]
     )

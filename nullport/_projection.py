@@ -102,19 +102,26 @@ class Filter(Spectral):
 
     def apply(self, d: Array) -> Array:
         """Return ``N`` for a direction, or any rows, ``d`` of shape (..., m, features)."""
+        return self.measured(d)[0]
+
+    def measured(self, d: Array) -> tuple[Array, Array, Array]:
+        """Return ``N`` for ``d``, ``||N||`` and ``||d||``, the norms 0-d."""
+        total = norm(d)
         if self.gain is not None:
-            return filtered(self.space, self.gain, d)
+            free = filtered(self.space, self.gain, d)
+            return free, norm(free), total
         xp = namespace(d)
         if self.space.complete:
-            return xp.zeros_like(d)
+            return xp.zeros_like(d), xp.zeros_like(total), total
         basis = xp.astype(self.space.basis, d.dtype, copy=False)
         back = xp.matrix_transpose(basis)
         once = d - (d @ basis) @ back
         # A direction is scaled up to its radius, and with it what rounding left of it in the row
         # space: once is enough only where much was left. Under jit nothing can be asked, so twice.
-        if not is_lazy_array(d) and float(norm(once)) > ENOUGH * float(norm(d)):
-            return once
-        return once - (once @ basis) @ back
+        if not is_lazy_array(d) and float(kept := norm(once)) > ENOUGH * float(total):
+            return once, kept, total
+        free = once - (once @ basis) @ back
+        return free, norm(free), total
 
     @cached_property
     def free(self) -> Array:

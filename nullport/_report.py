@@ -6,6 +6,7 @@ kept as codes, because words cannot be traced; they are put into words when they
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from enum import IntEnum
@@ -150,6 +151,28 @@ class TeleportReport:
     cost: float = 0.0
     tangent: str = ""
     layers: Sequence[LayerReport] = ()
+
+    @classmethod
+    def of_another(
+        cls,
+        cost: float,
+        seconds: float,
+        *,
+        losses: tuple[float, float] = (math.nan, math.nan),
+        grad_norms: tuple[float, float] = (math.nan, math.nan),
+        accepted: bool = True,
+    ) -> TeleportReport:
+        """Return the report of another method's teleport, in which what is not known is nan.
+
+        Args:
+            cost: Compute used, in gradients.
+            seconds: Time used.
+            losses: Loss before and after, on the batch.
+            grad_norms: Norm of the gradient before and after.
+            accepted: Whether it was kept; what is refused here is refused for its loss.
+        """
+        cause = Cause.NONE if accepted else Cause.LOSS
+        return cls(*losses, *grad_norms, math.nan, cause, seconds=seconds, cost=cost)
 
     @property
     def accepted(self) -> bool | Array:

@@ -37,8 +37,9 @@ def take_steps(layers: Sequence[Layer], length: float | Array, *, only: bool) ->
     norms = xp.stack([xp.astype(layer.weight_norm, size.dtype) for layer in moving])
     size = xp.where(held, xp.ones_like(size), size)
     reach = xp.where(held, xp.zeros_like(size), length * norms)
-    allowed = xp.stack([_allowed(layer, size[i]) for i, layer in enumerate(moving)])
-    reach = xp.minimum(reach, allowed * size)
+    if any(layer.limit is not None for layer in moving):
+        allowed = xp.stack([_allowed(layer, size[i]) for i, layer in enumerate(moving)])
+        reach = xp.minimum(reach, allowed * size)
     factor = reach / size
     for i, layer in enumerate(moving):
         yield from layer.step(factor[i], reach[i], only=only)

@@ -13,11 +13,13 @@ digits than a difference has, and half precision has too few for one.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from array_api_compat import is_lazy_array
 
 from nullport._arrays import Array, namespace, norm, widen
 from nullport._cost import FORWARD
-from nullport._graph import LayerGraph, Linearization, Receive, TangentUnavailable
+from nullport._graph import DenseSite, LayerGraph, Linearization, Receive, Site, TangentUnavailable
 from nullport._objective import Vector
 
 _STEP = {16: 1e-1, 32: 1e-4, 64: 1e-7}
@@ -57,7 +59,13 @@ class Engine:
         self._checked = False
 
     def __call__(
-        self, graph: LayerGraph, lin: Linearization, v: Vector, step: Array, receive: Receive
+        self,
+        graph: LayerGraph,
+        lin: Linearization,
+        v: Vector,
+        step: Array,
+        receive: Receive,
+        along: Mapping[int, int] | None = None,
     ) -> None:
         """Hand over the tangent of every site's inputs along ``v``.
 
@@ -67,6 +75,8 @@ class Engine:
             v: One array per parameter, or None for zero.
             step: ``||w|| / ||v||``, 0-d, the scale of a finite difference.
             receive: Called with a site's index and the tangent of its inputs.
+            along: By parameter, the site whose gradient ``v`` is there: a difference does not ask
+                for ``v`` then.
 
         Raises:
             ValueError: If ``jvp`` was asked for and disagrees with a finite difference.
@@ -85,7 +95,7 @@ class Engine:
             graph.jvp(v, receive)
         else:
             self.cost = lin.replay_cost
-            difference(graph, lin, v, step * _STEP[width], receive)
+            difference(graph, lin, v, step * _STEP[width], receive, along)
 
     def _choose(self, width: int) -> str:
         if self.choice != "auto":
@@ -131,7 +141,12 @@ class Engine:
 
 
 def difference(
-    graph: LayerGraph, lin: Linearization, v: Vector, step: Array, receive: Receive
+    graph: LayerGraph,
+    lin: Linearization,
+    v: Vector,
+    step: Array,
+    receive: Receive,
+    along: Mapping[int, int] | None = None,
 ) -> None:
     """Hand over tangents by one forward at ``w + step v``."""
 
@@ -139,4 +154,14 @@ def difference(
         if lin.sites[index] is not None:  # nobody asks for its tangent
             receive(index, (widen(moved) - widen(lin.sites[index].inputs)) / step)
 
-    graph.replay(v, step, subtract)
+    if along:
+        rest = [None if i in along else a for i, a in enumerate(v)]
+        # Held by the adapter alone, which lets go of a site's factors as it has passed it.
+        graph.replay(rest, step, subtract, {s: _dense(lin.sites[s]) for s in along.values()})
+    else:
+        graph.replay(v, step, subtract)
+
+
+def _dense(site: Site) -> DenseSite:
+    assert isinstance(site, DenseSite)  # others are not known by factors
+    return site

@@ -120,7 +120,8 @@ def test_every_option_reaches_the_settings(torch: Any, tmp_path: Path) -> None:
         "compare --model cnn --optimizer adamw --lr 0.01 --schedule constant --init he --seeds 1 "
         "--budget 8 --batch 16 --width 4 --depth 1 --every 3 --no-guard --activation gelu "
         "--device cpu --threads 2 --teleport-radius 0.2 --teleport-steps 2 "
-        "--teleport-exclude 1.* 9.* --no-teleport-bias --quiet --backend torch"
+        "--teleport-exclude 1.* 9.* --no-teleport-bias --quiet --backend torch --at 2 4 "
+        "--captured 8 --judge same --method random"
     )
     assert main([*argv.split(), "--out", str(tmp_path)]) == 0
     record = json.loads((tmp_path / "nullport-compare.json").read_text())
@@ -128,7 +129,7 @@ def test_every_option_reaches_the_settings(torch: Any, tmp_path: Path) -> None:
     assert Results.from_dict(record).settings == Settings(
         "digits", "cnn", "adamw", 0.01, 4, 1, schedule="constant", init="he", activation="gelu",
         seeds=1, budget=8, batch=16, every=3, guard=False, device="cpu", threads=2,
-        teleport=teleport,
+        at=(2, 4), captured=8, judge="same", method="random", teleport=teleport,
     )  # fmt: skip
 
 
@@ -139,7 +140,7 @@ def test_every_field_of_a_teleport_is_an_option_with_a_description() -> None:
             action = known["--teleport-" + field.name.replace("_", "-")]
             assert len(action.help or "") > 20, field.name
     for field in fields(Settings):
-        if field.name != "teleport":
+        if field.name not in ("teleport", "options"):  # the last are of grids only
             assert "--" + field.name.replace("_", "-") in options("compare")
             assert descriptions(Settings)[field.name]
 
@@ -209,12 +210,19 @@ class Extended:
         ("", "required: COMMAND"),
         ("teach", "invalid choice: 'teach'"),
         ("compare --colour red", "unrecognized arguments: --colour red"),
-        ("compare --task imagenet", "invalid task: 'imagenet'; allowed: digits, mnist"),
+        ("compare --task imagenet", "invalid task: 'imagenet'; allowed: digits, diabetes, mnist"),
         ("compare --model rnn", "--model: invalid value: 'rnn'; allowed: 'mlp', 'cnn'"),
         ("compare --seeds two", "--seeds: invalid value: 'two'; allowed: an integer"),
         ("compare --seeds 0", "invalid seeds: 0; allowed: an integer of at least 1"),
         ("compare --every 0", "invalid every: 0; allowed: 'auto' or an integer of at least 1"),
         ("compare --lr 0", "invalid lr: 0.0; allowed: a finite number above 0"),
+        (
+            "compare --method slp",
+            "invalid method for torch: 'slp'; allowed: 'nullport', 'symmetry'",
+        ),
+        ("compare --at 0", "invalid at: 0; allowed: an integer of at least 1"),
+        ("compare --no-bias --model cnn", "invalid bias: False for a cnn; allowed: True, or"),
+        ("compare --activation tanh", "invalid value: 'tanh'; allowed: 'relu', 'gelu', 'leaky"),
         ("compare --batch 1438", "invalid batch: 1438; allowed: at most the 1437"),
         ("compare --device tpu", "invalid device: 'tpu'; allowed: 'cpu'"),
         ("compare --backend tf", "unknown backend 'tf'; available: "),
@@ -372,7 +380,10 @@ def raise_interrupt() -> None:
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"nullport {nullport.__version__}\n"
-    for argv in (["--help"], ["compare", "--help"], ["inspect", "--help"], ["doctor", "--help"]):
+    for argv in (
+        ["--help"],
+        *([name, "--help"] for name in ("compare", "inspect", "suite", "doctor")),
+    ):
         assert main(argv) == 0
         assert "usage: nullport" in capsys.readouterr().out
 

@@ -361,7 +361,7 @@ def test_nothing_global_stays_changed(digits: Task, backend: Backend) -> None:
     random, threads = torch.get_rng_state(), torch.get_num_threads()
     seen = []
     run(
-        small(seeds=1, width=16, threads=threads + 1),
+        small(seeds=1, width=16, budget=6, threads=threads + 1),
         digits,
         backend,
         lambda *_: seen.append(torch.get_num_threads()),

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from nullport import TeleportConfig
 from nullport.cli import main
-from nullport.suite import runner
-from nullport.suite.grid import BASELINE, Grid, Job
-from nullport.suite.report import report
+from nullport.suite import rates, runner
+from nullport.suite.checks import BASELINE
+from nullport.suite.grid import Grid, Job
 from nullport.suite.statistics import cells, interval
 
 TEXT = """
@@ -37,7 +38,8 @@ only = { optimizer = ["sgd"] }
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)  # where the records go
     path = tmp_path / "grid.toml"
     path.write_text(TEXT)
     return path
@@ -90,6 +92,18 @@ def test_a_baseline_does_not_depend_on_teleports(path: Path) -> None:
         ("[0.01, 0.1]", "[0.01, -1]", "invalid lr: -1; allowed"),
         ('"threshold"', '"exact"', "invalid projection: 'exact'; allowed"),
         (TEXT, "", "no cells"),
+        ("[methods.exact]", "[methods.baseline]", "a method 'baseline' in grid.toml; allowed: any"),
+        ("only = { optim", "only = { optimum = 1, optim", "optimum of only.*allowed: task, model"),
+        ("[methods.default]", "[sensitivity]", r"\[sensitivity\] without \[tune\] in grid.toml"),
+        ("[methods.default]", "[connectivity]", r"\[connectivity\] without \[tune\]"),
+        ("[methods.default]", "[tune]\nseed = 3", r"seed of \[tune\] in grid.toml; allowed: seeds"),
+        ("[defaults]", "tune = 1\n[defaults]", r"1 of \[tune\]"),
+        (
+            "[methods.default]",
+            "[methods.default]\noptions = { a = 1 }",
+            "invalid options: {'a': 1}",
+        ),
+        ("[methods.default]", "[methods.default]\nat = [0]", "invalid at: 0; allowed: an integer"),
     ],
 )
 def test_a_bad_grid(path: Path, old: str, new: str, words: str) -> None:
@@ -98,14 +112,20 @@ def test_a_bad_grid(path: Path, old: str, new: str, words: str) -> None:
         Grid.read(path)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_runs_are_made_once(path: Path, processes: int, capsys: pytest.CaptureFixture[str]) -> None:
+def timeless(line: str) -> str:
+    """Drop the seconds, wherever they are."""
+    without = json.loads(
+        line, object_hook=lambda d: {k: v for k, v in d.items() if "seconds" not in k}
+    )
+    return json.dumps(without)
+
+
+def test_runs_are_made_once(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("sklearn")
-    argv = ["suite", str(path), "--quiet", "--processes", str(processes)]
+    path.write_text(TEXT.replace("seeds = 2", "seeds = 1").replace("[0.01, 0.1]", "0.1"))
+    argv = ["suite", str(path), "--quiet"]
     runs = path.with_suffix(".jsonl")
-    if processes == 2:
-        path.write_text(TEXT.replace("seeds = 2", "seeds = 1").replace("[0.01, 0.1]", "0.1"))
     assert main(argv) == 0
     lines = runs.read_text().splitlines()
     jobs = list(Grid.read(path).jobs())
@@ -116,9 +136,7 @@ def test_runs_are_made_once(path: Path, processes: int, capsys: pytest.CaptureFi
     assert main(argv) == 0
     again = runs.read_text().splitlines()
     assert again[: len(kept)] == kept
-    timeless = [{**json.loads(line), "seconds": 0, "teleport_seconds": 0} for line in lines]
-    redone = [{**json.loads(line), "seconds": 0, "teleport_seconds": 0} for line in again]
-    assert sorted(timeless, key=lambda r: r["key"]) == sorted(redone, key=lambda r: r["key"])
+    assert sorted(map(timeless, lines)) == sorted(map(timeless, again))
     assert "| exact | no budget |" in page
     assert main([*argv, "--report", str(path.with_suffix(".md"))]) == 0
     assert path.with_suffix(".md").read_text().startswith(f"{len(jobs)} of {len(jobs)} runs")
@@ -150,14 +168,41 @@ def test_what_the_statistics_say(path: Path) -> None:
     exact = cells(jobs, records, "exact")
     assert len(exact) == 2
     assert all(c.worse and c.change == pytest.approx(0.2) for c in exact)
-    page = report(grid, list(records.values()))
+    page = rates.page(grid, list(records.values()))
     assert "| **all** |  | tuned rate | 2 |" in page
     assert "+20.0 %" in page
     assert "toy 1" in page
 
 
+def test_settings_of_teleports_in_a_cell_hold_for_every_method(path: Path) -> None:
+    given = "[defaults]\nat = [3, 5]\nteleport = { radius = 0.1, include = ['1.*'] }"
+    path.write_text(TEXT.replace("[defaults]", given))
+    by_method = {job.method: job.settings for job in Grid.read(path).jobs()}
+    assert by_method["default"].teleport == TeleportConfig(radius=0.1, include=("1.*",))
+    exact = TeleportConfig(projection="threshold", radius=0.1, include=("1.*",))
+    assert by_method["exact"].teleport == exact
+    assert all(settings.at == (3, 5) for settings in by_method.values())
+    path.write_text(TEXT)
+    plain = {job.key for job in Grid.read(path).jobs() if job.method == BASELINE}
+    path.write_text(TEXT.replace("[defaults]", given.replace("0.1", "[0.1, 0.2]")))
+    jobs = list(Grid.read(path).jobs())
+    assert {job.key for job in jobs if job.method == BASELINE} == plain
+    assert [job.method for job in jobs].count(BASELINE) == 8
+    assert {j.settings.teleport.radius for j in jobs if j.method == "default"} == {0.1, 0.2}
+
+
+def test_only_knows_what_a_cell_leaves_to_the_defaults(path: Path) -> None:
+    for only, methods in (
+        ('optimizer = ["sgd"], model = ["mlp"], activation = "relu"', {BASELINE, "exact"}),
+        ('model = ["cnn"]', {BASELINE}),
+        ('optimizer = "adam"', {BASELINE}),
+    ):
+        path.write_text(f'[[cells]]\ntask = "digits"\n[methods.exact]\nonly = {{ {only} }}\n')
+        assert {job.method for job in Grid.read(path).jobs()} == methods
+
+
 def test_a_page_of_nothing(path: Path) -> None:
-    assert report(Grid.read(path), []).startswith("0 of 20 runs")
+    assert rates.page(Grid.read(path), []).startswith("0 of 20 runs")
 
 
 def test_the_interval_holds_the_median() -> None:

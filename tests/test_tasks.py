@@ -13,7 +13,7 @@ from helpers.tasks import load
 
 from nullport.compare import TASKS, MissingData, Task, load_task
 from nullport.compare.files import read_csv, read_idx, read_npy
-from nullport.compare.tasks import CONTEXT, HISTORY, HORIZON
+from nullport.compare.tasks import CONTEXT, HISTORY, HORIZON, WORDS
 
 SIZES = {
     "digits": ((1437, 8, 8, 1), (360, 8, 8, 1), "image", 10),
@@ -21,8 +21,13 @@ SIZES = {
     "cifar10": ((10_000, 32, 32, 3), (2_000, 32, 32, 3), "image", 10),
     "shakespeare": ((15_685, CONTEXT), (1_743, CONTEXT), "tokens", 65),
     "ett": ((8_521, HISTORY, 7), (2_857, HISTORY, 7), "sequence", 7 * HORIZON),
+    "wikitext": ((3_400, CONTEXT), (3_837, CONTEXT), "tokens", WORDS + 1),
+    "diabetes": ((353, 10), (89, 10), "vector", 1),
     "housing": ((16_512, 13), (4_128, 13), "vector", 1),
 }
+
+BUNDLED = ("digits", "diabetes")
+"""Tasks whose data comes with scikit-learn."""
 
 
 def test_every_task_is_tested_here() -> None:
@@ -31,6 +36,8 @@ def test_every_task_is_tested_here() -> None:
 
 @pytest.mark.parametrize("name", SIZES)
 def test_loads_with_its_shapes_and_scales(name: str) -> None:
+    if name in BUNDLED:
+        pytest.importorskip("sklearn")
     task = load(name)
     train, valid, form, outputs = SIZES[name]
     assert (task.name, task.form, task.outputs) == (name, form, outputs)
@@ -66,6 +73,45 @@ def test_shakespeare_predicts_the_next_character() -> None:
     np.testing.assert_array_equal(task.targets[:-1, -1], task.inputs[1:, 0])
 
 
+def test_wikitext_predicts_the_next_word() -> None:
+    task = load("wikitext")
+    np.testing.assert_array_equal(task.targets[:, :-1], task.inputs[:, 1:])
+    np.testing.assert_array_equal(task.targets[:-1, -1], task.inputs[1:, 0])
+    # The words with a number of their own are most of the text, those of the other part included.
+    for part in (task.inputs, task.valid_inputs):
+        assert 0.6 < (part < WORDS).mean() < 0.95
+
+
+def test_wikitext_numbers_the_most_frequent_words_of_the_training_part(tmp_path: Path) -> None:
+    """Line ends are a word; those that are rare in the training part share a number."""
+    known = [f"w{i:04}" for i in range(WORDS - 1)]
+    train = " ".join([*known, *known, "rare", "\n", "\n", *known])
+    valid = " ".join(["unseen", known[5], "\n", "rare", *known[:CONTEXT]])
+    for name, text in (("valid", train), ("test", valid)):
+        (tmp_path / f"{name}.txt.gz").write_bytes(gzip.compress(text.encode()))
+    task = load_task("wikitext", tmp_path)
+    assert task.outputs == WORDS + 1
+    # "<eos>" sorts before the others.
+    expected = [WORDS, 6, 0, WORDS, *range(1, CONTEXT - 3)]
+    assert task.valid_inputs.tolist() == [expected]
+    assert task.valid_targets[0].tolist() == [*expected[1:], CONTEXT - 3]
+    flat = task.inputs.ravel()
+    assert flat[: WORDS - 1].tolist() == list(range(1, WORDS))
+    assert flat[2 * (WORDS - 1) :][:4].tolist() == [WORDS, 0, 0, 1]
+
+
+def test_diabetes_parts_share_no_patient() -> None:
+    pytest.importorskip("sklearn")
+    task = load("diabetes")
+    rows = {row.tobytes() for row in task.inputs}
+    assert not any(row.tobytes() in rows for row in task.valid_inputs)
+    # There is something to learn: a least-squares fit explains a good part of the other patients.
+    x = np.hstack([task.inputs, np.ones((len(task.inputs), 1), np.float32)])
+    weights = np.linalg.lstsq(x, task.targets, rcond=None)[0]
+    left = task.valid_targets - task.valid_inputs @ weights[:-1] - weights[-1]
+    assert (left**2).mean() < 0.8 * task.valid_targets.var()
+
+
 def test_ett_predicts_what_follows_in_time() -> None:
     task = load("ett")
     steps = task.targets.reshape(-1, HORIZON, 7)
@@ -99,11 +145,13 @@ def test_housing_fills_gaps_with_the_median_of_the_training_part(tmp_path: Path)
 
 
 def test_unknown_task_is_named_with_what_is_allowed() -> None:
-    with pytest.raises(ValueError, match="invalid task: 'imagenet'; allowed: digits, mnist"):
+    with pytest.raises(
+        ValueError, match="invalid task: 'imagenet'; allowed: digits, diabetes, mnist"
+    ):
         load_task("imagenet")
 
 
-@pytest.mark.parametrize("name", [name for name in TASKS if name != "digits"])
+@pytest.mark.parametrize("name", [name for name in TASKS if name not in BUNDLED])
 def test_missing_data_says_which_files_and_where_they_come_from(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,10 +33,12 @@ SLOW = 5
 
 @cache
 def problem(size: Size) -> tuple[Any, Any, list]:
-    """Return the problem, its start, and the package of rivals, which lies next to this one."""
+    """Return the problem, its start, and the settings of rivals, which lie next to this package."""
     sys.path.insert(0, str(Path(__file__).parents[1]))
     from rivals import settings
-    from rivals.problem import Problem, mlp
+
+    from nullport_torch.rivals.chains import mlp
+    from nullport_torch.rivals.problem import Problem
 
     model = mlp([size.width] * (size.depth + 1) + [CLASSES])
     x, y = torch.randn(size.samples, size.width), torch.randint(0, CLASSES, (size.samples,))

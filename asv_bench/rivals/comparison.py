@@ -18,9 +18,10 @@ import torch
 from peaks import peak
 
 from nullport.compare import Task
-from rivals.controls import matched_rate
+from nullport_torch.rivals.chains import mlp
+from nullport_torch.rivals.controls import matched_rate
+from nullport_torch.rivals.problem import Problem
 from rivals.measure import outcome, state
-from rivals.problem import Problem, mlp
 from rivals.settings import RIVALS, Samples, choose, run
 
 NOTHING = "no teleport"

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from nullport import TeleportConfig
 from nullport_torch import teleport
-from rivals import controls, level_set, literal, rescaling, symmetry
+from nullport_torch.rivals import controls, level_set, literal, rescaling, symmetry
+from nullport_torch.rivals.problem import Problem
 from rivals.measure import Outcome, outcome, state
-from rivals.problem import Problem
 
 RISE = 0.01
 

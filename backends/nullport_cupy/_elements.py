@@ -53,7 +53,7 @@ def read(array: Array, layout: Layout) -> Array:
 
 def moved(array: Array, move: Move) -> Array:
     """Return a parameter with a change added, in its own shape and dtype."""
-    xp = namespace(array)
+    xp, move = namespace(array), move.as_stored()
     delta = move.right if move.left is None else xp.matrix_transpose(move.left) @ move.right
     delta = stored(delta, move.layout, array.shape)
     wide = xp.result_type(array.dtype, delta.dtype)

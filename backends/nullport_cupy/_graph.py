@@ -7,12 +7,12 @@ once, when a move has been accepted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Protocol
 
 from nullport._arrays import Array, namespace
 from nullport._gradient_site import GradientSite, layer_input
-from nullport._graph import Linearization, Move, Parameter, Receive, Site
+from nullport._graph import DenseSite, Linearization, Move, Parameter, Receive, Site
 from nullport._layout import Layout
 from nullport_cupy import _elements
 
@@ -118,8 +118,11 @@ class ArrayGraph:
         del parameter
         return _elements.read(array, layout)
 
-    def linearize(self, *, unchanged: bool = False, again: bool = False) -> Linearization:
+    def linearize(
+        self, *, unchanged: bool = False, again: bool = False, omit: Collection[int] = ()
+    ) -> Linearization:
         """Compute loss, gradients and sites."""
+        del omit  # never passed: no sites are known by factors
         self._again = again
         lin = self.program.linearize(self._weights, unchanged=unchanged)
         self._check("the gradient", lin.gradients)
@@ -143,8 +146,15 @@ class ArrayGraph:
                 )
                 raise ValueError(msg)
 
-    def replay(self, v: Vector, step: Array, receive: Receive) -> None:
+    def replay(
+        self,
+        v: Vector,
+        step: Array,
+        receive: Receive,
+        along: dict[int, DenseSite] | None = None,
+    ) -> None:
         """Run the forward pass at ``w + step v``."""
+        del along
         if not self._again:
             self.program.release()  # a difference needs no activations
         found = self.program.inputs(shifted(self._weights, v, step))

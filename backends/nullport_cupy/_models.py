@@ -20,6 +20,7 @@ from nullport_cupy.layers import (
     Flatten,
     Layer,
     LayerNorm,
+    LeakyReLU,
     MaxPool2d,
     Mean,
     Position,
@@ -27,15 +28,28 @@ from nullport_cupy.layers import (
     Residual,
     Sequential,
 )
+from nullport_cupy.layers._compose import check_layer
 
-ACTIVATIONS: dict[str, Callable[[], Layer]] = {"relu": ReLU, "gelu": GELU}
+ACTIVATIONS: dict[str, Callable[[], Layer]] = {
+    "relu": ReLU,
+    "gelu": GELU,
+    "leaky_relu": lambda: LeakyReLU(0.1),
+}
 
 HEAD = 16
 """Size of an attention head, or of the only one where the width is no multiple of it."""
 
 
 def build(task: Task, settings: Settings) -> Layer:
-    """Return the network that the settings name, for the shapes of the task."""
+    """Return the network of the task's own, else the one that the settings name for its shapes.
+
+    Raises:
+        TypeError: If the task's own is no layer.
+    """
+    if task.build is not None:
+        own: Layer = task.build(settings)
+        check_layer(f"what build of {task.name} returned", own)
+        return own
     return {"mlp": mlp, "cnn": cnn, "transformer": transformer}[settings.model](task, settings)
 
 
@@ -44,9 +58,10 @@ def mlp(task: Task, settings: Settings) -> Layer:
     layers: list[Layer] = [Flatten()]
     size = prod(task.shape)
     for _ in range(settings.depth):
-        layers += [Dense(size, settings.width, init=settings.init), activation(settings)]
+        dense = Dense(size, settings.width, settings.bias, settings.init)
+        layers += [dense, activation(settings)]
         size = settings.width
-    return Sequential(*layers, Dense(size, task.outputs, init=settings.init))
+    return Sequential(*layers, Dense(size, task.outputs, settings.bias, settings.init))
 
 
 def activation(settings: Settings) -> Layer:

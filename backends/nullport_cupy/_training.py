@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -21,7 +21,15 @@ from nullport_cupy._models import build
 from nullport_cupy._network import NetworkGraph, from_network
 from nullport_cupy._optimizers import SGD, Adagrad, Adam, Optimizer, apply
 from nullport_cupy._teleporter import Teleporter
-from nullport_cupy.layers import CrossEntropy, Loss, SquaredError, convert, value_and_grad
+from nullport_cupy.layers import (
+    CrossEntropy,
+    Loss,
+    Params,
+    SquaredError,
+    convert,
+    flatten,
+    value_and_grad,
+)
 
 OPTIMIZERS: dict[str, Callable[[float], Any]] = {
     "sgd": SGD,
@@ -50,7 +58,7 @@ class ArrayTrainer:
         self._place, self._task, self._threads = place, task, settings.threads
         self._reads_others = settings.teleport.objective in ("look_ahead", "others")
         self._network = build(task, settings)
-        self._loss: Loss = SquaredError() if task.kind == "regression" else CrossEntropy()
+        self._loss = loss_of(task)
         like = place(np.zeros((), np.float32))
         initial = self._network.init(np.random.default_rng(seed))
         self.params = convert(initial, namespace(like), device=device(like))
@@ -73,6 +81,22 @@ class ArrayTrainer:
             optimizer=self._optimizer,
             state=self._state,
         )
+
+    @property
+    def due(self) -> bool:
+        """Whether the policy would teleport before the next step."""
+        return self._teleporter._policy.due
+
+    def weights(self) -> list[Array]:
+        """Return copies of all parameters on the host, ordered by name."""
+        return list(flatten(convert(self.params, np)).values())
+
+    def load(self, weights: Sequence[Array]) -> None:
+        """Put back what :meth:`weights` returned."""
+        self._ready = None  # a gradient of other weights
+        names = flatten(self.params)
+        put = {n: self._place(w.copy()) for n, w in zip(names, weights, strict=True)}
+        self.params = replaced(self.params, put)
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate."""
@@ -135,6 +159,31 @@ class ArrayTrainer:
     def _arrays(self, batch: Batch) -> tuple[AnyArray, AnyArray]:
         x, y = batch
         return self._place(np.ascontiguousarray(x)), self._place(np.ascontiguousarray(y))
+
+
+def loss_of(task: Task) -> Loss:
+    """Return the loss of the task's own, else the one that its kind names.
+
+    Raises:
+        TypeError: If the task's own is no ``Loss``.
+    """
+    if task.criterion is None:
+        return SquaredError() if task.kind == "regression" else CrossEntropy()
+    own: Any = task.criterion
+    if not all(callable(getattr(own, name, None)) for name in ("value", "value_and_cotangent")):
+        msg = f"{task.name}: criterion is a {type(own).__name__}; allowed: a Loss"
+        raise TypeError(msg)
+    return own  # type: ignore[no-any-return]
+
+
+def replaced(params: Params, flat: dict[str, AnyArray], prefix: str = "") -> Params:
+    """Return a tree like ``params``, empty dicts included, with the arrays of ``flat``."""
+    return {
+        name: replaced(value, flat, f"{prefix}{name}.")
+        if isinstance(value, dict)
+        else flat[prefix + name]
+        for name, value in params.items()
+    }
 
 
 def threads(count: int) -> contextlib.AbstractContextManager[Any]:

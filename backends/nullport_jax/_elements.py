@@ -52,7 +52,7 @@ def read(array: jax.Array, layout: Layout) -> jax.Array:
 
 def moved(array: jax.Array, move: Move) -> jax.Array:
     """Return ``array`` with a change added to the elements that its layout names."""
-    move = _stored(move)
+    move = move.as_stored()
     delta = move.right if move.left is None else jnp.matrix_transpose(move.left) @ move.right
     axes, layout = _pairs(move.layout), move.layout
     delta = delta.reshape(tuple(size for size, _ in axes))
@@ -64,19 +64,6 @@ def moved(array: jax.Array, move: Move) -> jax.Array:
     else:
         out = _added(wide.reshape(box.shape), box, delta)
     return out.reshape(array.shape).astype(array.dtype)
-
-
-def _stored(move: Move) -> Move:
-    """Return a move in factors as one of the transpose, where a weight is stored as (in, out).
-
-    The product of the factors then has the order of the weight, and is not transposed itself.
-    """
-    layout = move.layout
-    out, inp = (max((stride for _, stride in part), default=0) for part in (layout.out, layout.inp))
-    if move.left is None or inp <= out:
-        return move
-    turned = Layout(layout.offset, layout.stack, layout.inp, layout.out)
-    return Move(move.parameter, turned, right=move.left, left=move.right)
 
 
 def _added(whole: jax.Array, box: Box, delta: jax.Array) -> jax.Array:

@@ -7,14 +7,14 @@ replaces them. All of it therefore also runs inside ``jax.jit``.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental.shard_alike import shard_alike
 
-from nullport._graph import Linearization, Move, Receive
+from nullport._graph import DenseSite, Linearization, Move, Receive
 from nullport._layout import Layout
 from nullport_jax import _elements
 from nullport_jax._optimizer import updates
@@ -125,16 +125,29 @@ class JaxGraph:
         del parameter
         return _elements.read(array, layout)
 
-    def linearize(self, *, unchanged: bool = False, again: bool = False) -> Linearization:
-        """Compute loss, gradient and sites, from the outputs of the sites where they are known."""
+    def linearize(
+        self, *, unchanged: bool = False, again: bool = False, omit: Collection[int] = ()
+    ) -> Linearization:
+        """Compute loss, gradient and sites, from the outputs of the sites where they are known.
+
+        Under jit the compiler omits by itself what nobody asks for.
+        """
+        del omit
         known = self._outputs if unchanged else None
         loss, gradients, sites, self._outputs = self._program.linearize(
             self._leaves, self._batch.arrays, known, keep=again
         )
         self._value = loss
         self._gradients = self._gradients[:1] or [gradients]  # that of the start
-        uses = self._program.reading.uses
-        return Linearization(loss, list(gradients), sites, uses, reused=known is not None)
+        reading = self._program.reading
+        return Linearization(
+            loss,
+            list(gradients),
+            sites,
+            reading.uses,
+            reused=known is not None,
+            factored=reading.factored,
+        )
 
     def gradient(self) -> tuple[jax.Array, list[jax.Array | None]]:
         """Compute loss and gradient."""
@@ -152,9 +165,16 @@ class JaxGraph:
         ]
         return self._tree.tree(found)
 
-    def replay(self, v: Vector, step: jax.Array, receive: Receive) -> None:
+    def replay(
+        self,
+        v: Vector,
+        step: jax.Array,
+        receive: Receive,
+        along: dict[int, DenseSite] | None = None,
+    ) -> None:
         """Run the forward pass at ``w + step v``."""
-        found = self._program.inputs(self._leaves, v, step, self._batch.arrays)
+        factors = {i: (site.inputs, site.cotangent) for i, site in (along or {}).items()}
+        found = self._program.inputs(self._leaves, v, step, self._batch.arrays, factors)
         for index, inputs in found.items():
             receive(index, inputs)
 

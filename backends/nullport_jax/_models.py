@@ -22,6 +22,7 @@ Apply = Callable[[Params, jax.Array], jax.Array]
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "leaky_relu": lambda x: jax.nn.leaky_relu(x, 0.1),
 }
 
 HEAD = 16
@@ -55,21 +56,34 @@ class Maker:
 
 
 def build(task: Task, settings: Settings, seed: int) -> tuple[Params, Apply]:
-    """Return the parameters of the network that the settings name, and the network."""
+    """Return the parameters of a network, and the network: the task's own, or the settings'.
+
+    Raises:
+        TypeError: If the task's own is no pair of functions.
+    """
+    if task.build is not None:
+        own = task.build(settings)
+        if not (isinstance(own, tuple) and len(own) == 2 and all(map(callable, own))):
+            msg = f"{task.name}: build returned a {type(own).__name__}; allowed: (init, apply), "
+            msg += "functions of a key, and of parameters and inputs"
+            raise TypeError(msg)
+        return own[0](jax.random.key(seed)), own[1]
     make = {"mlp": mlp, "cnn": cnn, "transformer": transformer}[settings.model]
     return make(task, settings, Maker(seed, settings.init))
 
 
 def dense(layer: Params, x: jax.Array) -> jax.Array:
-    """Return ``x kernel + bias``."""
-    out: jax.Array = x @ layer["kernel"] + layer["bias"]
-    return out
+    """Return ``x kernel``, plus ``bias`` if there is one."""
+    out: jax.Array = x @ layer["kernel"]
+    return out + layer["bias"] if "bias" in layer else out
 
 
 def mlp(task: Task, settings: Settings, maker: Maker) -> tuple[Params, Apply]:
     """Make a perceptron of ``depth`` hidden layers: (n, ...) -> (n, outputs)."""
     sizes = [math.prod(task.shape), *[settings.width] * settings.depth, task.outputs]
     params = [maker.weight(a, b) for a, b in itertools.pairwise(sizes)]
+    if not settings.bias:
+        params = [{"kernel": layer["kernel"]} for layer in params]
     activation = ACTIVATIONS[settings.activation]
 
     def apply(params: Params, x: jax.Array) -> jax.Array:

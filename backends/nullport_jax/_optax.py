@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import optax
 
 from nullport import TeleportConfig
-from nullport._cost import GRADIENT
 from nullport._policy import HORIZON, RADIUS, Rule, State
 from nullport_jax._api import run
 from nullport_jax._graph import JaxGraph
@@ -164,7 +163,8 @@ class _Teleporting:
         moved = jax.tree.map(lambda new, old, u: (new - old) + u, graph.params, params, steps)
         accepted = jnp.asarray(report.accepted)
         return moved, after._replace(
-            policy=self.rule.update(state.policy, accepted, report.cost - GRADIENT),
+            # The step's gradient is the teleport's; the caller's, which nobody uses, was made too.
+            policy=self.rule.update(state.policy, accepted, report.cost),
             accepted=state.accepted + accepted,
             refused=state.refused + ~accepted,
             cause=jnp.asarray(report.cause, jnp.int32),

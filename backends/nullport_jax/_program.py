@@ -7,7 +7,7 @@ what is not asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -15,9 +15,11 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from nullport._graph import Site, TangentUnavailable
+from nullport_jax._sites import DenseSpec, Spec
 from nullport_jax._trace import (
     CUSTOM_VJP,
     STOPS_JVP,
+    Added,
     Reading,
     Tapped,
     evaluate,
@@ -31,6 +33,8 @@ Leaves: TypeAlias = "list[jax.Array]"
 Vector: TypeAlias = "Sequence[jax.Array | None]"
 Known: TypeAlias = "dict[int, jax.Array] | None"
 """The outputs of all sites, with and without bias, by their keys in ``Tapped``."""
+Factors: TypeAlias = "dict[int, tuple[jax.Array, jax.Array | None]]"
+"""The inputs and cotangents of sites whose weights move along their gradients."""
 Function: TypeAlias = "Callable[[Leaves, Leaves], jax.Array]"
 """The loss of leaves and the arrays of a batch."""
 
@@ -118,11 +122,14 @@ class Program(Loss):
         return loss, self._spread(found, len(leaves)), sites, outputs
 
     def inputs(
-        self, leaves: Leaves, v: Vector, step: jax.Array, arrays: Leaves
+        self, leaves: Leaves, v: Vector, step: jax.Array, arrays: Leaves, factors: Factors
     ) -> dict[int, jax.Array]:
-        """Return the inputs of the sites that depend on a leaf, at ``leaves + step v``."""
+        """Return the inputs of the sites that depend on a leaf, at ``leaves + step v``.
+
+        Weights of sites with ``factors`` move along their gradients.
+        """
         self._find_reached(leaves, arrays)
-        found = self._run(self._replay, leaves, self._direction(leaves, v), step, arrays)
+        found = self._run(self._replay, leaves, list(v), step, arrays, factors)
         return dict(zip(self._reached or [], found, strict=True))
 
     def tangents(
@@ -173,10 +180,14 @@ class Program(Loss):
     def _tapped(
         self, leaves: Leaves, arrays: Leaves, eps: Leaves | None = None, known: Known = None
     ) -> tuple[jax.Array, Tapped]:
-        jaxpr, consts = self._closed.jaxpr, self._closed.consts
         eps = self.reading.zeros() if eps is None else eps
-        args = [*leaves, *arrays]
-        out, tapped = evaluate(jaxpr, consts, self.reading.plan, args, dict(enumerate(eps)), known)
+        return self._evaluated(leaves, arrays, dict(enumerate(eps)), known)
+
+    def _evaluated(
+        self, leaves: Leaves, arrays: Leaves, eps: Mapping[int, Added], known: Known = None
+    ) -> tuple[jax.Array, Tapped]:
+        jaxpr, consts = self._closed.jaxpr, self._closed.consts
+        out, tapped = evaluate(jaxpr, consts, self.reading.plan, [*leaves, *arrays], eps, known)
         return out[0], tapped
 
     def _reverse(self, leaves: Leaves, live: Leaves, arrays: Leaves, known: Known) -> Any:
@@ -207,12 +218,24 @@ class Program(Loss):
     def _inputs(self, tapped: Tapped) -> Leaves:
         return [self.reading.specs[i].inputs(tapped[i][1]) for i in self._reached or []]
 
-    def _replay(self, leaves: Leaves, v: Leaves, step: jax.Array, arrays: Leaves) -> Leaves:
-        live = [
-            leaf + jnp.asarray(step, leaf.dtype) * tangent
-            for leaf, tangent in zip(self._picked(leaves), v, strict=True)
-        ]
-        _, tapped = self._tapped(self._merged(leaves, live), arrays)
+    def _replay(
+        self, leaves: Leaves, v: Vector, step: jax.Array, arrays: Leaves, factors: Factors
+    ) -> Leaves:
+        def moved(leaf: jax.Array, tangent: jax.Array | None) -> jax.Array:
+            if tangent is None:
+                return leaf
+            return leaf + jnp.asarray(step, leaf.dtype) * jnp.asarray(tangent, leaf.dtype)
+
+        def along(spec: Spec, inputs: jax.Array, cotangent: jax.Array | None) -> Added:
+            assert isinstance(spec, DenseSpec)  # Reading.factored has no others
+            site = spec.site(inputs, cotangent, step)
+            return lambda x: jnp.asarray(step, x.dtype) * spec.outputs(site.along(spec.inputs(x)))
+
+        specs = self.reading.specs
+        eps: dict[int, Added] = dict(enumerate(self.reading.zeros()))
+        eps |= {i: along(specs[i], *pair) for i, pair in factors.items()}
+        live = [moved(leaves[i], v[i]) for i in self._live]
+        _, tapped = self._evaluated(self._merged(leaves, live), arrays, eps)
         return self._inputs(tapped)
 
     def _forward(self, leaves: Leaves, v: Leaves, arrays: Leaves, known: Known) -> Leaves:

@@ -144,7 +144,18 @@ class DenseSpec:
         """Return ``delta`` as rows, shape (samples, out), or (stack, samples, out)."""
         return rows(delta, *([a.y for a in part] for part in self._parts(self.roles.out)))
 
-    def site(self, inputs: jax.Array, cotangent: jax.Array | None, output_norm: jax.Array) -> Site:
+    def outputs(self, found: jax.Array) -> jax.Array:
+        """Return rows of outputs, shaped as ``cotangents`` returns them, in the site's own shape.
+
+        For sites outside of scans.
+        """
+        order = [a.y for part in self._parts(self.roles.out) for a in part if a.y is not None]
+        back = sorted(range(len(order)), key=order.__getitem__)
+        return found.reshape([self.shape[i] for i in order]).transpose(back)
+
+    def site(
+        self, inputs: jax.Array, cotangent: jax.Array | None, output_norm: jax.Array
+    ) -> DenseSite:
         """Return the site."""
         return DenseSite("dot_general", inputs, cotangent, output_norm)
 

@@ -25,13 +25,15 @@ from nullport._arrays import norm, widen
 from nullport._graph import Use
 from nullport_jax._bias import bias_layout
 from nullport_jax._conv import conv_spec
-from nullport_jax._sites import NotLinear, Spec, dense_spec
+from nullport_jax._sites import DenseSpec, NotLinear, Spec, dense_spec
 from nullport_jax._view import View, whole
 
 Views: TypeAlias = "list[View | None]"
 Tapped: TypeAlias = "dict[int, tuple[jax.Array, ...]]"
 """Per site its output, its input and the norm of its output, each with an axis per scan in front;
 under ``-1 - site`` its output with the bias added."""
+Added: TypeAlias = "jax.Array | Callable[[jax.Array], jax.Array]"
+"""What is added to the output of a site: an array, or a function of its input."""
 
 INLINE = {"pjit": "jaxpr", "jit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
 """Calls that are evaluated in place, and the parameter that holds their jaxpr."""
@@ -110,6 +112,12 @@ class Reading:
     lengths: list[tuple[int, ...]] = field(default_factory=list)
     uses: list[Use] = field(default_factory=list)
     plan: Plan = field(default_factory=Plan)
+
+    @property
+    def factored(self) -> list[int]:
+        """Sites of plain products, outside of scans."""
+        plain = [isinstance(spec, DenseSpec) for spec in self.specs]
+        return [i for i, is_plain in enumerate(plain) if is_plain and not self.lengths[i]]
 
     def zeros(self) -> list[jax.Array]:
         """Return the perturbation of every site's output, an axis per scan in front."""
@@ -381,7 +389,7 @@ def evaluate(
     consts: Sequence[Any],
     plan: Plan,
     args: Sequence[Any],
-    eps: Mapping[int, jax.Array],
+    eps: Mapping[int, Added],
     known: Mapping[int, jax.Array] | None = None,
 ) -> tuple[list[Any], Tapped]:
     """Evaluate a jaxpr with ``eps`` added to the output of every site.
@@ -391,7 +399,7 @@ def evaluate(
         consts: Its constants.
         plan: Where its sites are.
         args: Its inputs.
-        eps: What is added, by site.
+        eps: What is added, by site; a function only outside of scans.
         known: Outputs of all sites, with and without bias, where they are known, which saves the
             products; derivatives are those of the products. Without the bias they are of no
             account where one is added: a move in the null space changes weight and bias together.
@@ -422,7 +430,8 @@ def evaluate(
         elif i in plan.taps:
             site, x = plan.taps[i]
             y = _bind(eqn, operands)[0] if known is None else _known(eqn, known[site], operands)
-            out = [y + eps[site]]
+            added = eps[site]
+            out = [y + (added(operands[x]) if callable(added) else added)]
             tapped[site] = (y, operands[x], norm(widen(y)))
         else:
             out = _bind(eqn, operands)
@@ -457,7 +466,7 @@ def _evaluate_call(
     eqn: JaxprEqn,
     plan: Plan,
     operands: Sequence[Any],
-    eps: Mapping[int, jax.Array],
+    eps: Mapping[int, Added],
     known: Mapping[int, jax.Array] | None,
 ) -> tuple[list[Any], Tapped]:
     """Evaluate a call that holds a site."""
@@ -466,8 +475,11 @@ def _evaluate_call(
         return _evaluate_scan(eqn, plan, operands, eps, known)
     jaxpr, consts = _opened(eqn.params[INLINE.get(name, "jaxpr")])
 
+    functions = {site: added for site, added in eps.items() if callable(added)}
+    eps = {site: added for site, added in eps.items() if not callable(added)}
+
     def run(operands: Sequence[Any], eps: Any, known: Any) -> tuple[list[Any], Tapped]:
-        return evaluate(jaxpr, consts, plan, operands, eps, known)
+        return evaluate(jaxpr, consts, plan, operands, eps | functions, known)
 
     if name in REMAT:
         options = {"prevent_cse": eqn.params["prevent_cse"], "policy": eqn.params["policy"]}
@@ -480,7 +492,7 @@ def _evaluate_scan(
     eqn: JaxprEqn,
     plan: Plan,
     operands: Sequence[Any],
-    eps: Mapping[int, jax.Array],
+    eps: Mapping[int, Added],
     known: Mapping[int, jax.Array] | None,
 ) -> tuple[list[Any], Tapped]:
     """Evaluate a scan: ``eps`` and ``known`` are scanned along, what is tapped is stacked."""

@@ -11,6 +11,7 @@ from nullport._backends import Backend
 from nullport._config import TeleportConfig
 from nullport._report import LayerReport
 from nullport_torch import _api
+from nullport_torch.rivals import NAMES
 
 
 def versions() -> dict[str, str]:
@@ -58,4 +59,4 @@ def _describe(value: object) -> str:
     return f"a {kind} of {len(value)}" if isinstance(value, tuple) else kind
 
 
-BACKEND = Backend("torch", versions, devices, inspect, trainer)
+BACKEND = Backend("torch", versions, devices, inspect, trainer, NAMES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -27,7 +27,7 @@ from nullport_torch._checks import (
 )
 from nullport_torch._conv import ConvSite, Geometry
 from nullport_torch._optimizer import step_of_copy
-from nullport_torch._recorder import Receive, Recorder, Replacement, Seen, as_rows
+from nullport_torch._recorder import Added, Receive, Recorder, Replacement, Seen, as_rows
 
 T = TypeVar("T")
 
@@ -72,6 +72,7 @@ class TorchGraph:
         self._unseen: list[int] = []
         self._copies: dict[object, Tensor] = {}
         self._takes_gradients = False
+        self._omitted: Collection[int] = ()
         self._keep = keep and model is given and self._all_known()
         self._kept: list[tuple[Tensor, list[Tensor | None]]] = []
         if not self._live:
@@ -100,8 +101,11 @@ class TorchGraph:
         view = _strided(dense(array, self._tensors[parameter]), layout)
         return view.reshape(_matrix_shape(layout))
 
-    def linearize(self, *, unchanged: bool = False, again: bool = False) -> Linearization:
+    def linearize(
+        self, *, unchanged: bool = False, again: bool = False, omit: Collection[int] = ()
+    ) -> Linearization:
         """Run forward and backward, or only backward where activations are unchanged."""
+        self._omitted = omit
         if unchanged and self._retained is not None:
             return self._backward(*self._retained, again=again, reused=True)
         self._retained = None
@@ -141,15 +145,16 @@ class TorchGraph:
         self, loss: Tensor, seen: list[Seen], uses: list[Use], *, again: bool, reused: bool
     ) -> Linearization:
         edges: list[Any] = [s.edge for s in seen if s.edge is not None]
-        live: list[Any] = [self._tensors[i] for i in self._live]
+        asked = [i for i in self._live if i not in self._omitted]
+        live: list[Any] = [self._tensors[i] for i in asked]
         with torch.enable_grad():
             flat = torch.autograd.grad(loss, [*live, *edges], allow_unused=True, retain_graph=again)
         gradients: list[Tensor | None] = [None] * len(self._tensors)
-        for i, gradient in zip(self._live, flat, strict=False):
+        for i, gradient in zip(asked, flat, strict=False):
             gradients[i] = gradient
         cotangents = iter(flat[len(live) :])
         sites = [_site(s, next(cotangents) if s.edge is not None else None) for s in seen]
-        if not any(gradient is not None for gradient in gradients):
+        if not self._omitted and not any(gradient is not None for gradient in gradients):
             msg = (
                 "no trainable parameter of the model takes part in the loss (activation "
                 "checkpointing has to be used with use_reentrant=False)"
@@ -161,11 +166,19 @@ class TorchGraph:
         self._retained = (loss, seen, uses) if keep else None
         used = {use.parameter for use in uses}
         self._unseen = [i for i in self._live if gradients[i] is not None and i not in used]
-        return Linearization(loss.detach(), gradients, sites, uses, reused)
+        dense = [i for i, site in enumerate(sites) if isinstance(site, DenseSite)]
+        return Linearization(loss.detach(), gradients, sites, uses, reused, factored=dense)
 
-    def replay(self, v: Sequence[Tensor | None], step: Tensor, receive: Receive) -> None:
+    def replay(
+        self,
+        v: Sequence[Tensor | None],
+        step: Tensor,
+        receive: Receive,
+        along: dict[int, DenseSite] | None = None,
+    ) -> None:
         """Run the forward pass at ``w + step v``."""
         scale = float(step)
+        added = None if along is None else (along, scale)
 
         def moved(index: int, p: Tensor, slot: int | None) -> Tensor:
             tangent = v[index]
@@ -175,7 +188,7 @@ class TorchGraph:
             return torch.add(p.detach(), tangent, alpha=scale, out=out)
 
         with self._shifted(v, scale, self._unseen):
-            self._watch(moved, lambda index, inputs: receive(index, inputs.detach()))
+            self._watch(moved, lambda index, inputs: receive(index, inputs.detach()), added=added)
 
     def _scratch(self, slot: int, p: Tensor) -> Tensor:
         """Return memory for a moved copy of ``p``: fresh pages cost as much as a product."""
@@ -213,6 +226,7 @@ class TorchGraph:
         replace: Replacement,
         receive: Receive,
         primal: Callable[[Tensor], Tensor] | None = None,
+        added: Added | None = None,
     ) -> None:
         """Replay the closure, checking that it is the pass that was recorded."""
         # Moved weights may route samples elsewhere; at the same weights the pass must be the same.
@@ -241,7 +255,7 @@ class TorchGraph:
         tracked = [(i, self._tensors[i]) for i in self._live]
 
         def run(*, grad: bool) -> Recorder:
-            recorder = Recorder(tracked, replace, checked)
+            recorder = Recorder(tracked, replace, checked, added)
             with self._ambient.forward(grad=grad), recorder:
                 self._closure()
             return recorder

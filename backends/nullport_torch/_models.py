@@ -14,14 +14,28 @@ from torch import Tensor, nn
 
 from nullport.compare import Settings, Task
 
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU}
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "leaky_relu": lambda: nn.LeakyReLU(0.1),
+}
 
 HEAD = 16
 """Size of an attention head, or of the only one where the width is no multiple of it."""
 
 
 def build(task: Task, settings: Settings) -> nn.Module:
-    """Make the network that the settings name, for the shapes of the task."""
+    """Make the network of the task's own, else the one that the settings name for its shapes.
+
+    Raises:
+        TypeError: If the task's own is no module.
+    """
+    if task.build is not None:
+        own = task.build(settings)
+        if not isinstance(own, nn.Module):
+            msg = f"{task.name}: build returned a {type(own).__name__}; allowed: a torch.nn.Module"
+            raise TypeError(msg)
+        return own
     model = {"mlp": mlp, "cnn": cnn, "transformer": Transformer}[settings.model](task, settings)
     if settings.init == "he":
         he_normal(model)
@@ -42,9 +56,10 @@ def mlp(task: Task, settings: Settings) -> nn.Sequential:
     layers: list[nn.Module] = [nn.Flatten()]
     size = prod(task.shape)
     for _ in range(settings.depth):
-        layers += [nn.Linear(size, settings.width), ACTIVATIONS[settings.activation]()]
+        linear = nn.Linear(size, settings.width, bias=settings.bias)
+        layers += [linear, ACTIVATIONS[settings.activation]()]
         size = settings.width
-    return nn.Sequential(*layers, nn.Linear(size, task.outputs))
+    return nn.Sequential(*layers, nn.Linear(size, task.outputs, bias=settings.bias))
 
 
 class ChannelsFirst(nn.Module):

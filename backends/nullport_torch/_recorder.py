@@ -16,7 +16,7 @@ import types
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
-from nullport._graph import Use
+from nullport._graph import DenseSite, Use
 from nullport._layout import Layout
 from nullport_torch._ambient import BackwardCalled
 from nullport_torch._calls import PARSERS, Call, Contraction
@@ -100,6 +100,8 @@ class _Origin:
 
 
 Receive = Callable[[int, Tensor], None]
+Added: TypeAlias = tuple[dict[int, DenseSite], float]
+"""Sites whose weights move along their gradients, and how far."""
 Replacement = Callable[[int, Tensor, "int | None"], Tensor]
 """Index, parameter, and the argument slot if nothing but the call at hand will hold the result."""
 
@@ -118,17 +120,19 @@ class Recorder(TorchFunctionMode):
         tracked: Sequence[tuple[int, Tensor]],
         replace: Replacement | None = None,
         receive: Receive | None = None,
+        added: Added | None = None,
     ) -> None:
         """Watch the ``tracked`` parameters, given with their indices.
 
         With ``replace`` (what stands in for a parameter) and ``receive`` (called with a site's
-        index and input) the pass is a replay, else a recording.
+        index and input) the pass is a replay, else a recording. What is ``added`` to outputs of a
+        replay is let go of with the site.
         """
         super().__init__()
         self.seen: list[Seen] = []
         self.uses: list[Use] = []
         self.sites = 0
-        self._replace, self._receive = replace, receive
+        self._replace, self._receive, self._added = replace, receive, added
         self._parameters = dict(tracked)
         self._copies: list[Tensor] = []
         self._origins: dict[int, _Origin] = {}
@@ -208,7 +212,10 @@ class Recorder(TorchFunctionMode):
         inputs = site_inputs(call)
         index, self.sites = self.sites, self.sites + 1
         if self._receive is not None:
-            self._receive(index, inputs)
+            site = None if self._added is None else self._added[0].pop(index, None)
+            self._receive(index, inputs)  # first: it tells another pass from the recorded one
+            if site is not None:
+                self._add(call, site, inputs, out)
             return
         edge = get_gradient_edge(out) if out.requires_grad else None
         size = torch.linalg.vector_norm(_linear_part(call, out.detach()))
@@ -226,6 +233,16 @@ class Recorder(TorchFunctionMode):
         for value in _tensors((args, kwargs)):
             if value is not call.w and value is not call.b:
                 self._other_use(value, call.kind)
+
+    def _add(self, call: Call, site: DenseSite, inputs: Tensor, out: Tensor) -> None:
+        """Add what a move of the weight along its gradient changes in the output."""
+        found = site.along(inputs)
+        if self._added is None or isinstance(call.how, Geometry) or found.numel() != out.numel():
+            return  # another pass than the recorded one, as the next site will tell
+        roles = call.how.roles
+        assert roles is not None  # only linear readings become sites
+        target = _permute(call.how.y, roles[0] + roles[1] + roles[2], out)
+        target.add_(found.reshape(target.shape), alpha=self._added[1])
 
     def _other(self, func: Any, out: Any, args: Any, kwargs: Any) -> None:
         """Record a use that is no linear map, unless it only changes the layout."""

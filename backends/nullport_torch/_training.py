@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -14,10 +14,12 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
 
 from nullport import TeleportReport
 from nullport._cost import GRADIENT
+from nullport._policy import Policy, Rule
 from nullport.compare import Settings, Task
 from nullport.compare.task import Array, Batch
 from nullport_torch._models import build
 from nullport_torch._teleporter import Teleporter
+from nullport_torch.rivals.turns import Turns
 
 OPTIMIZERS: dict[str, Callable[[nn.Module, float], Optimizer]] = {
     "sgd": lambda model, lr: SGD(model.parameters(), lr),
@@ -71,6 +73,16 @@ class TorchTrainer:
             horizon=settings.budget,
             config=settings.teleport,
         )
+        self._turns: Turns | None = None
+        if settings.method != "nullport":
+            policy = Policy(Rule.parse(settings.every, settings.budget))
+            self._turns = Turns(settings.method, dict(settings.options), policy, seed)
+
+    @property
+    def due(self) -> bool:
+        """Whether the policy would teleport before the next step."""
+        policy = self._teleporter._policy if self._turns is None else self._turns.policy
+        return policy.due
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate."""
@@ -81,21 +93,34 @@ class TorchTrainer:
         self, batch: Batch, guard: Batch | None, others: Batch | None, *, now: bool | None = None
     ) -> tuple[TeleportReport | None, float]:
         """Teleport if one is due; return the report, if any, and the compute used."""
-        if (others is None and self._reads_others) or now is False:
+        if now is False or (others is None and self._reads_others and self._turns is None):
             return None, 0.0
-        self._captured = batch
         closure = self._closure(batch)
-        given = [None if given is None else self._closure(given) for given in (guard, others)]
-        teleport = self._teleporter.step if now else self._teleporter.maybe_step
         try:
             with threads(self._threads):
-                report = teleport(closure, *given)
+                report = self._turn(closure, batch, guard, others, now)
         except ValueError:
             with torch.no_grad():
                 if math.isfinite(float(closure())):
                     raise
             return None, 0.0  # diverged, which is the step's to say
         return report, 0.0 if report is None else report.cost
+
+    def _turn(
+        self,
+        closure: Callable[[], Tensor],
+        batch: Batch,
+        guard: Batch | None,
+        others: Batch | None,
+        now: bool | None,
+    ) -> TeleportReport | None:
+        """Teleport by whatever method the settings name."""
+        if self._turns is not None:
+            return self._turns.teleport(self.model, self._loss, *self._tensors(batch), now=now)
+        self._captured = batch
+        given = [None if given is None else self._closure(given) for given in (guard, others)]
+        teleport = self._teleporter.step if now else self._teleporter.maybe_step
+        return teleport(closure, *given)
 
     def step(self, batch: Batch) -> tuple[float, float]:
         """Make a training step; return the loss before it and the compute used."""
@@ -108,7 +133,8 @@ class TorchTrainer:
             else:
                 loss = closure()
                 loss.backward()
-            self._optimizer.step()
+            with self._turns.scaled(self._optimizer) if self._turns else contextlib.nullcontext():
+                self._optimizer.step()
         return float(loss.detach()), 0.0 if ready else GRADIENT
 
     @torch.no_grad()
@@ -133,7 +159,25 @@ class TorchTrainer:
         x, y = (torch.from_numpy(np.ascontiguousarray(a)).to(self._device) for a in batch)
         return x, y
 
+    def weights(self) -> list[Array]:
+        """Return copies of all parameters and floating buffers, in the model's order."""
+        return [t.detach().cpu().numpy().copy() for t in self._state()]
+
+    @torch.no_grad()
+    def load(self, weights: Sequence[Array]) -> None:
+        """Put back what :meth:`weights` returned."""
+        self._captured = None  # a gradient of other weights
+        for tensor, array in zip(self._state(), weights, strict=True):
+            tensor.copy_(torch.from_numpy(array))
+
+    def _state(self) -> list[Tensor]:
+        buffers = (b for b in self.model.buffers() if b.is_floating_point())
+        return [*self.model.parameters(), *buffers]
+
     def _loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if self._task.criterion is not None:
+            loss: Tensor = self._task.criterion(outputs, targets)
+            return loss
         if self._task.kind == "regression":
             return F.mse_loss(outputs, targets)
         return F.cross_entropy(outputs.flatten(0, -2), targets.flatten())

@@ -33,7 +33,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="DIR", default=".", help="where to write [default: .]")
     parser.add_argument("--backend", metavar="NAME", default="torch", help="[default: torch]")
     parser.add_argument("--quiet", action="store_true", help="print the paths only")
-    add_options(parser, Settings, "training", skip=["teleport"])
+    add_options(parser, Settings, "training", skip=["teleport", "options"])
     add_options(parser, TeleportConfig, "teleports", "teleport_")
 
 
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
         task = load_task(settings.task, arguments.data)
         check(settings, task, backend)
         folder = writable(arguments.out)
-    except (ValueError, MissingData) as error:
+    except (ValueError, TypeError, MissingData) as error:
         raise UsageError(str(error)) from error
     with bar(settings, quiet=arguments.quiet) as progress:
         results = compare(settings, task, backend, progress)

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import json
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from nullport._config import TeleportConfig
@@ -16,6 +13,7 @@ from nullport._report import LayerReport
 from nullport.cli.errors import UsageError, backend_or_error
 from nullport.cli.options import add_options, given
 from nullport.compare.extras import require
+from nullport.compare.named import BadTarget, named
 from nullport.compare.results import plain
 
 COLUMNS: dict[str, Callable[[LayerReport], str]] = {
@@ -56,9 +54,12 @@ def run(arguments: argparse.Namespace) -> None:
         config = TeleportConfig(**given(arguments, TeleportConfig, "teleport_"))
     except ValueError as error:
         raise UsageError(str(error)) from error
-    path, name = split(arguments.target)
-    with _imports_from(path.parent):
-        returned = function(path, name)()
+    with contextlib.ExitStack() as stack:
+        try:
+            function = stack.enter_context(named(arguments.target))
+        except BadTarget as error:
+            raise UsageError(str(error)) from error
+        returned = function()
         try:
             layers = backend.inspect(returned, config)
         except (TypeError, ValueError) as error:
@@ -68,43 +69,6 @@ def run(arguments: argparse.Namespace) -> None:
         print(json.dumps(plain([layer.as_dict() for layer in layers]), indent=1))
     else:
         require("rich.console").Console().print(table(layers))
-
-
-def split(target: str) -> tuple[Path, str]:
-    """Return the file and the function that ``FILE.py:FUNCTION`` names.
-
-    Raises:
-        UsageError: If there is no colon, or no such file.
-    """
-    file, _, name = target.rpartition(":")
-    if not file or not name.isidentifier():
-        msg = f"invalid target: {target!r}; allowed: FILE.py:FUNCTION"
-        raise UsageError(msg)
-    path = Path(file).resolve()
-    if path.suffix != ".py" or not path.is_file():
-        msg = f"no such file: {file!r}; allowed: an existing Python file, as in FILE.py:FUNCTION"
-        raise UsageError(msg)
-    return path, name
-
-
-def function(path: Path, name: str) -> Callable[[], Any]:
-    """Import a file and return one of its functions.
-
-    Raises:
-        UsageError: If it has no such function. Errors that the file itself raises pass through.
-    """
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None  # the suffix is .py
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    found = getattr(module, name, None)
-    if not callable(found):
-        own = [n for n, v in vars(module).items() if getattr(v, "__module__", "") == path.stem]
-        functions = ", ".join(n for n in own if callable(vars(module)[n])) or "none"
-        msg = f"no such function in {path.name}: {name!r}; its functions: {functions}"
-        raise UsageError(msg)
-    return found  # type: ignore[no-any-return]
 
 
 def table(layers: Sequence[LayerReport]) -> Any:
@@ -120,13 +84,3 @@ def table(layers: Sequence[LayerReport]) -> Any:
         first, *numbers, last = (cell(layer) for cell in COLUMNS.values())
         sheet.add_row(first, *(numbers if layer.kind else [""] * len(numbers)), last)
     return sheet
-
-
-@contextlib.contextmanager
-def _imports_from(folder: Path) -> Iterator[None]:
-    """Let a user's file import its neighbours, as it could if Python ran it."""
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder))

@@ -12,7 +12,7 @@ from itertools import islice
 
 from nullport._backends import Backend
 from nullport.compare.results import Results
-from nullport.compare.settings import Settings
+from nullport.compare.settings import NULLPORT, Settings
 from nullport.compare.task import Task
 from nullport.compare.trainer import Trainer
 from nullport.compare.training import Progress, Training, batches
@@ -66,7 +66,11 @@ def check(settings: Settings, task: Task, backend: Backend) -> None:
     if backend.trainer is None:
         msg = f"invalid backend: {backend.name!r}; allowed: one with a training loop"
         raise ValueError(msg)
-    if task.form not in _FITS[settings.model]:
+    known = (NULLPORT, *backend.methods)
+    if settings.method not in known:
+        msg = f"invalid method for {backend.name}: {settings.method!r}; allowed: "
+        raise ValueError(msg + ", ".join(map(repr, known)))
+    if task.build is None and task.form not in _FITS[settings.model]:
         allowed = ", ".join(repr(model) for model, forms in _FITS.items() if task.form in forms)
         msg = f"invalid model for {task.name}: {settings.model!r}; allowed: {allowed}"
         raise ValueError(msg)

@@ -8,20 +8,25 @@ from typing import Any, NamedTuple
 
 
 class Point(NamedTuple):
-    """A point of a training curve: compute and seconds so far, and the training loss there."""
+    """A point of a training curve: compute, seconds and steps so far, the training loss there."""
 
     spent: float
     seconds: float
     loss: float
+    step: int = 0
 
 
 class Teleport(NamedTuple):
-    """A teleport: training steps and compute before it, its compute, and its report's scalars."""
+    """A teleport: training steps and compute before it, its compute, and its report's scalars.
+
+    ``drift`` is the change of the validation loss, relative to it; None where it is not watched.
+    """
 
     step: int
     spent: float
     cost: float
     report: Mapping[str, Any]
+    drift: float | None = None
 
 
 @dataclass(frozen=True)

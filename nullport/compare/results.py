@@ -151,7 +151,7 @@ def _run(record: Mapping[str, Any]) -> Run:
     curve = record["curve"]
     points = zip(*(curve[name] for name in Point._fields), strict=True)
     changed = {
-        "curve": tuple(Point(spent, at, _finite(loss)) for spent, at, loss in points),
+        "curve": tuple(Point(spent, at, _finite(loss), n) for spent, at, loss, n in points),
         "teleports": tuple(Teleport(**t) for t in record["teleports"]),
         "valid_loss": _finite(record["valid_loss"]),
     }

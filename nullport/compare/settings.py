@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -12,8 +13,14 @@ ModelName = Literal["mlp", "cnn", "transformer"]
 OptimizerName = Literal["sgd", "momentum", "adagrad", "adam", "adamw"]
 ScheduleName = Literal["constant", "cosine"]
 InitName = Literal["default", "he"]
-ActivationName = Literal["relu", "gelu"]
+ActivationName = Literal["relu", "gelu", "leaky_relu"]
 JudgeName = Literal["another", "same", "several"]
+
+NULLPORT = "nullport"
+"""The method that is nullport's own."""
+
+TEXTS = ("shakespeare", "wikitext")
+"""Tasks that are text, which no MLP takes."""
 
 LEARNING_RATES: dict[str, float] = {
     "sgd": 0.1,
@@ -46,9 +53,11 @@ class Settings:
     """Settings of a comparison. :meth:`make` fills in what depends on the task and the model.
 
     Attributes:
-        task: Name of the task: digits (the default), mnist, cifar10, shakespeare, ett or housing.
-        model: Kind of network: by default a transformer for shakespeare, else an MLP. CNNs need
-            images; MLPs take anything but text.
+        task: Name of the task: digits (the default), diabetes, mnist, cifar10, ett, housing,
+            shakespeare or wikitext; or MODULE:FUNCTION (FILE.py:FUNCTION), a function that returns
+            a task of your own.
+        model: Kind of network: by default a transformer for text, else an MLP. CNNs need images;
+            MLPs take anything but text. A task with a network of its own has that.
         optimizer: What trains the network in both arms; by default sgd.
         lr: Learning rate at the start of the schedule; the default depends on the optimizer.
         width: Hidden units, channels of the first convolution, or size of the embedding; the
@@ -56,7 +65,8 @@ class Settings:
         depth: Hidden layers, convolutions, or transformer blocks; the default depends on the model.
         schedule: How the learning rate goes with the compute spent.
         init: Initialisation: the framework's own, or He's normal one with zero biases.
-        activation: Nonlinearity of the network.
+        activation: Nonlinearity of the network; leaky_relu has slope 0.1.
+        bias: Whether the layers of an MLP have biases.
         seeds: Number of seeds; each gives an initialisation and an order of batches to both arms.
         budget: Compute of every run, in gradients of a training batch.
         batch: Samples in a training batch.
@@ -70,7 +80,9 @@ class Settings:
         device: Where to train, as the backend names it.
         threads: Threads that a CPU computes with. More make large networks faster, and seconds
             less comparable where other work is going on.
-        teleport: Settings of the teleports.
+        method: What teleports: nullport, or another method that the backend knows.
+        options: Settings of such a method, as pairs of name and value.
+        teleport: Settings of nullport's teleports.
 
     Raises:
         ValueError: If a value is outside what is allowed; the message names both.
@@ -85,6 +97,7 @@ class Settings:
     schedule: ScheduleName = "cosine"
     init: InitName = "default"
     activation: ActivationName = "relu"
+    bias: bool = True
     seeds: int = 3
     budget: int = 1000
     batch: int = 64
@@ -95,6 +108,8 @@ class Settings:
     judge: JudgeName = "another"
     device: str = "cpu"
     threads: int = 1
+    method: str = NULLPORT
+    options: tuple[tuple[str, Any], ...] = ()
     teleport: TeleportConfig = field(default_factory=TeleportConfig)
 
     @classmethod
@@ -109,7 +124,7 @@ class Settings:
         >>> Settings.make(model="cnn").lr
         0.1
         """
-        model = given.get("model", "transformer" if task == "shakespeare" else "mlp")
+        model = given.get("model", "transformer" if task in TEXTS else "mlp")
         optimizer = given.get("optimizer", "sgd")
         rate = LEARNING_RATES.get(optimizer, math.nan)
         sizes = SIZES.get(model, SIZES["mlp"])
@@ -132,6 +147,15 @@ class Settings:
         object.__setattr__(self, "at", tuple(self.at))
         for step in self.at:
             _check_count("at", step)
+        pairs = self.options.items() if isinstance(self.options, Mapping) else self.options
+        object.__setattr__(self, "options", tuple((str(k), v) for k, v in pairs))
+        if self.options and self.method == NULLPORT:
+            msg = f"invalid options: {dict(self.options)!r}; allowed with method 'nullport': none, "
+            msg += "its settings are those of teleport"
+            raise ValueError(msg)
+        if not self.bias and self.model != "mlp":
+            msg = f"invalid bias: False for a {self.model}; allowed: True, or model 'mlp'"
+            raise ValueError(msg)
         if not isinstance(self.lr, int | float) or not 0 < self.lr < math.inf:
             msg = f"invalid lr: {self.lr!r}; allowed: a finite number above 0"
             raise ValueError(msg)

@@ -10,6 +10,7 @@ Targets are (n,) classes, (n, outputs) numbers, or (n, steps) next tokens.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -34,6 +35,11 @@ class Task:
         targets: Training targets.
         valid_inputs: Validation inputs.
         valid_targets: Validation targets.
+        build: Makes a network of the task's own, instead of the one that the settings name, from
+            the settings: for torch an ``nn.Module``, for JAX ``(init, apply)`` with ``init(key)``
+            and ``apply(params, inputs)``, for arrays a layer of ``nullport_cupy.layers``.
+        criterion: The loss of outputs and targets, a scalar, instead of the one that ``kind``
+            names; for arrays a ``nullport_cupy.layers.Loss``.
 
     Raises:
         ValueError: If inputs and targets differ in length or a part is empty.
@@ -46,6 +52,8 @@ class Task:
     targets: Array
     valid_inputs: Array
     valid_targets: Array
+    build: Callable[[Any], Any] | None = None
+    criterion: Callable[[Any, Any], Any] | None = None
 
     def __post_init__(self) -> None:
         """Check the lengths."""

@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from nullport.compare.extras import require
 from nullport.compare.files import Source, read_csv, read_idx, read_npy, read_text
+from nullport.compare.named import named
 from nullport.compare.task import Array, Batch, Task
 
 CONTEXT = 64
-"""Characters that the language model sees at once."""
+"""Characters or words that a language model sees at once."""
+
+WORDS = 2000
+"""Words that the vocabulary of words has, besides the one that stands for all others."""
 
 HISTORY, HORIZON = 96, 24
 """Steps that the forecast sees, and steps it predicts."""
@@ -26,17 +31,26 @@ def load_task(name: str, data: str | Path | None = None) -> Task:
     """Load a task by name.
 
     Args:
-        name: One of ``TASKS``.
+        name: One of ``TASKS``, or ``FILE.py:FUNCTION``: a function that takes ``data`` and returns
+            a :class:`Task` of your own.
         data: Folder of the datasets; the environment variable ``NULLPORT_DATA`` if None. Not
             needed for ``"digits"``.
 
     Raises:
         ValueError: If the name is unknown.
+        TypeError: If the function returns anything but a task.
         MissingData: If files of the dataset are missing; the message says how to get them.
         MissingExtra: If the task needs a package that is not installed.
     """
+    if ":" in name:
+        with named(name) as function:
+            task = function(data)
+        if not isinstance(task, Task):
+            msg = f"{name}: returned a {type(task).__name__}, expected a nullport.compare.Task"
+            raise TypeError(msg)
+        return replace(task, name=name)
     if name not in TASKS:
-        msg = f"invalid task: {name!r}; allowed: {', '.join(TASKS)}"
+        msg = f"invalid task: {name!r}; allowed: {', '.join(TASKS)} or FILE.py:FUNCTION"
         raise ValueError(msg)
     return TASKS[name](data)
 
@@ -48,6 +62,14 @@ def digits(data: str | Path | None = None) -> Task:  # noqa: ARG001
     order = np.random.default_rng(0).permutation(len(images))
     x, y = images[order], bunch.target[order]
     return _images("digits", x[:1437], y[:1437], x[1437:], y[1437:])
+
+
+def diabetes(data: str | Path | None = None) -> Task:  # noqa: ARG001
+    """How diabetes went on in a year, of 442 patients; the data comes with scikit-learn."""
+    bunch = require("sklearn.datasets").load_diabetes()
+    order = np.random.default_rng(0).permutation(len(bunch.target))
+    x, y = bunch.data[order], bunch.target[order, None]
+    return _regression("diabetes", x, y, 353)
 
 
 MNIST = Source(
@@ -98,11 +120,37 @@ def shakespeare(data: str | Path | None = None) -> Task:
     """Characters of Shakespeare's plays, to be predicted one by one; the last tenth validates."""
     text = np.array(list(read_text(*SHAKESPEARE.find(data))))
     letters, codes = np.unique(text, return_inverse=True)
-    windows = (len(codes) - 1) // CONTEXT
-    x = codes[: windows * CONTEXT].reshape(windows, CONTEXT).astype(np.int64)
-    y = codes[1 : windows * CONTEXT + 1].reshape(windows, CONTEXT).astype(np.int64)
-    cut = windows * 9 // 10
+    x, y = _spans(codes)
+    cut = len(x) * 9 // 10
     return Task("shakespeare", "language", len(letters), x[:cut], y[:cut], x[cut:], y[cut:])
+
+
+WIKITEXT = Source(
+    "wikitext2_valid_test",
+    ("valid.txt.gz", "test.txt.gz"),
+    "  for f in valid test; do curl -L https://raw.githubusercontent.com/pytorch/examples/main/"
+    "word_language_model/data/wikitext-2/$f.txt | gzip > $f.txt.gz; done",
+)
+
+
+def wikitext(data: str | Path | None = None) -> Task:
+    """Words of Wikipedia: the validation part of WikiText-2 to train on, its test part to validate.
+
+    The ``WORDS`` most frequent words have a number of their own, all others share one.
+    """
+    train, valid = (
+        np.array(read_text(path).replace("\n", " <eos> ").split()) for path in WIKITEXT.find(data)
+    )
+    words, counts = np.unique(train, return_counts=True)
+    known = np.sort(words[np.argsort(-counts, kind="stable")[:WORDS]])
+
+    def codes(text: Array) -> Array:
+        place = np.minimum(np.searchsorted(known, text), len(known) - 1)
+        return np.where(known[place] == text, place, len(known))
+
+    return Task(
+        "wikitext", "language", len(known) + 1, *_spans(codes(train)), *_spans(codes(valid))
+    )
 
 
 ETT = Source(
@@ -144,17 +192,18 @@ def housing(data: str | Path | None = None) -> Task:
     cut = len(order) * 8 // 10
     numbers = np.where(np.isnan(numbers), np.nanmedian(numbers[order[:cut]], axis=0), numbers)
     features = np.hstack([numbers, places[:, None] == np.unique(places)])[order]
-    x, y = _scaled(features, features[:cut]), _scaled(price[order], price[order[:cut]])
-    return Task("housing", "regression", 1, x[:cut], y[:cut], x[cut:], y[cut:])
+    return _regression("housing", features, price[order], cut)
 
 
 TASKS: dict[str, Callable[[str | Path | None], Task]] = {
     "digits": digits,
+    "diabetes": diabetes,
     "mnist": mnist,
     "cifar10": cifar10,
-    "shakespeare": shakespeare,
     "ett": ett,
     "housing": housing,
+    "shakespeare": shakespeare,
+    "wikitext": wikitext,
 }
 """Loader of each task; takes the data folder."""
 
@@ -167,6 +216,19 @@ def _images(name: str, x: Array, y: Array, valid_x: Array, valid_y: Array) -> Ta
     return Task(
         name, "classification", int(y.max()) + 1, scaled, labels, valid_scaled, valid_labels
     )
+
+
+def _regression(name: str, features: Array, y: Array, cut: int) -> Task:
+    """Make a regression task of features (n, d) and targets (n, 1), the first ``cut`` to train."""
+    x, y = _scaled(features, features[:cut]), _scaled(y, y[:cut])
+    return Task(name, "regression", y.shape[1], x[:cut], y[:cut], x[cut:], y[cut:])
+
+
+def _spans(codes: Array) -> Batch:
+    """Cut a text of numbers (length,) into inputs and next tokens, (n, CONTEXT) int64 each."""
+    count = (len(codes) - 1) // CONTEXT
+    x, y = (codes[i : i + count * CONTEXT].reshape(count, CONTEXT) for i in (0, 1))
+    return x.astype(np.int64), y.astype(np.int64)
 
 
 def _scaled(values: Array, reference: Array) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from nullport._report import TeleportReport
@@ -34,6 +35,16 @@ class Trainer(Protocol):
             The report, None if no teleport was due, and the compute used, in gradients of
             ``batch``.
         """
+
+    @property
+    def due(self) -> bool:
+        """Whether the policy would teleport before the next step."""
+
+    def weights(self) -> list[Array]:
+        """Return copies of all parameters and floating-point buffers, in a fixed order."""
+
+    def load(self, weights: Sequence[Array]) -> None:
+        """Put back what :meth:`weights` returned, maybe of another run."""
 
     def step(self, batch: Batch) -> tuple[float, float]:
         """Make a training step.

@@ -18,7 +18,7 @@ from nullport._cost import FORWARD, GRADIENT
 from nullport._report import TeleportReport
 from nullport.compare.records import Point, Run, Teleport
 from nullport.compare.results import plain
-from nullport.compare.settings import Settings
+from nullport.compare.settings import NULLPORT, Settings
 from nullport.compare.task import Array, Batch, Task
 from nullport.compare.trainer import Trainer
 
@@ -68,6 +68,8 @@ class Training:
         settings: Settings of the comparison.
         progress: Told of every step, or None.
         points: Evaluations of the training loss.
+        watch: Whether to evaluate the validation loss around every teleport.
+        sample: Evaluations take one sample in so many of those that they would take.
         spent: Compute so far, in gradients of a training batch.
         seconds: Time in steps and teleports so far.
         steps: Training steps so far.
@@ -82,6 +84,8 @@ class Training:
     settings: Settings
     progress: Progress | None
     points: int = POINTS
+    watch: bool = False
+    sample: int = 1
     spent: float = 0.0
     seconds: float = 0.0
     steps: int = 0
@@ -118,13 +122,16 @@ class Training:
         size = self.settings.captured
         captured = batch if size == "batch" else (batch[0][:size], batch[1][:size])
         now = self.steps in self.settings.at if self.settings.at else None
+        watched = self.watch and (self.trainer.due if now is None else now)
+        before_it = self._valid()[0] if watched else math.nan
         start = time.perf_counter()
         report, cost = self.trainer.teleport(captured, guard, others, now=now)
         self.seconds += time.perf_counter() - start
         if report is not None:
             cost = self._charge(cost, report, len(captured[0]), guard)
             record = plain(report.as_dict())
-            self.teleports.append(Teleport(self.steps, self.spent, cost, record))
+            drift = self._valid()[0] / before_it - 1 if watched else None
+            self.teleports.append(Teleport(self.steps, self.spent, cost, record, drift))
         self.spent += cost
 
     def _charge(
@@ -132,6 +139,8 @@ class Training:
     ) -> float:
         """Convert gradients of the captured batch into those of a training batch."""
         batch = self.settings.batch
+        if self.settings.method != NULLPORT:
+            return cost * captured / batch
         reads = self.settings.teleport.objective in ("auto", "look_ahead", "others")
         others = GRADIENT if reads else 0.0
         judged = 0.0 if guard is None or report.guard_before is None else 2 * FORWARD
@@ -153,19 +162,21 @@ class Training:
 
     def _evaluate(self) -> None:
         loss, _ = self.trainer.evaluate(*self._part(self.task.inputs, self.task.targets))
-        self.curve.append(Point(self.spent, self.seconds, _number(loss)))
+        self.curve.append(Point(self.spent, self.seconds, _number(loss), self.steps))
+
+    def _valid(self) -> tuple[float, float | None]:
+        return self.trainer.evaluate(*self._part(self.task.valid_inputs, self.task.valid_targets))
 
     def _part(self, inputs: Array, targets: Array) -> Batch:
         """Return the samples that evaluations take, always the same, evenly spread."""
-        most = min(len(inputs), EVALUATED[self.task.form])
+        most = min(len(inputs), -(-EVALUATED[self.task.form] // self.sample))
         index = np.linspace(0, len(inputs) - 1, most).astype(np.int64)
         return inputs[index], targets[index]
 
     def _finish(self) -> Run:
         if self.curve[-1].spent < self.spent:
             self._evaluate()
-        valid = self._part(self.task.valid_inputs, self.task.valid_targets)
-        loss, accuracy = self.trainer.evaluate(*valid)
+        loss, accuracy = self._valid()
         return Run(
             arm=self.arm,
             seed=self.seed,

@@ -1,18 +1,36 @@
 """A grid of training runs, declared in TOML.
 
 [defaults]                        # settings of every run, as ``nullport compare`` has them
-seeds = 3
+seeds = 5
+schedule = ["constant", "cosine"] # lists are multiplied out
 
-[[cells]]                         # lists are multiplied out
+[tune]                            # optional: every method gets the best of the learning rates,
+seeds = 1                         # found with so many runs per rate, on other seeds
+
+[rates]                           # learning rates by optimizer, of cells that name none
+sgd = [0.01, 0.03, 0.1]
+
+[[cells]]
 task = "mnist"
 optimizer = ["sgd", "momentum"]
-lr = [0.01, 0.1]
 
-[methods.default]                 # what is compared with no teleports at all
+[methods.nullport]                # what is compared with no teleports at all
 
 [methods.threshold]               # settings that differ; ``teleport`` are those of teleports
 teleport = { projection = "threshold" }
 only = { optimizer = ["sgd"] }    # cells it is run on, by their settings
+
+[methods.symmetry]                # a method that is not nullport's, with its own options;
+method = "symmetry"               # lists in ``options`` and ``teleport`` are tuned with the rate
+options = { rate = [0.01, 0.1] }
+
+[sensitivity]                     # one field of the default TeleportConfig at a time
+only = { task = ["mnist"] }
+
+[connectivity]                    # loss barriers between the solutions with and without teleports
+only = { task = ["mnist"] }
+
+Without ``[tune]`` every rate is a cell of its own, and its methods are compared at that rate.
 """
 
 from __future__ import annotations
@@ -20,27 +38,30 @@ from __future__ import annotations
 import itertools
 import json
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from nullport._config import TeleportConfig
 from nullport.compare import Settings
 from nullport.compare.extras import require
+from nullport.compare.settings import NULLPORT
+from nullport.suite.checks import BASELINE, check
 
-BASELINE = "baseline"
-"""Name of the method that does not teleport."""
+Entry = Mapping[str, Any]
 
-_ARM = {f.name for f in fields(Settings)} & {
-    "teleport",
-    "every",
-    "at",
-    "captured",
-    "guard",
-    "judge",
-}
+_ARM = ("teleport", "every", "at", "captured", "guard", "judge", "method", "options")
 """Settings that a run without teleports does not depend on."""
+
+_TABLES = ("teleport", "options")
+"""Settings of a method's own; lists in them are tuned with the rate."""
+
+_WHOLE = ("include", "exclude", "at")
+"""Settings that are lists themselves, and not multiplied out."""
+
+_ABOUT = ("only", "note")
+"""Entries of a method that are no settings."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +79,16 @@ class Job:
     seed: int
 
     @property
+    def arm(self) -> str:
+        """``"baseline"`` or ``"teleport"``."""
+        return BASELINE if self.method == BASELINE else "teleport"
+
+    @property
     def key(self) -> str:
         """What the run's result depends on, as text: equal keys are equal runs."""
         skip = {"seeds", *(_ARM if self.method == BASELINE else ())}
         record = {k: v for k, v in plain_settings(self.settings).items() if k not in skip}
-        arm = BASELINE if self.method == BASELINE else "teleport"
-        return json.dumps([arm, self.seed, record], sort_keys=True)
+        return json.dumps([self.arm, self.seed, record], sort_keys=True)
 
 
 def plain_settings(settings: Settings) -> dict[str, Any]:
@@ -79,12 +104,18 @@ class Grid:
     """What to run.
 
     Attributes:
-        cells: Settings of every cell, without those of methods.
+        cells: Settings of every cell, without those of methods; ``lr`` is a list where it is tuned.
         methods: Settings that each method changes, by its name.
+        tune: The section ``[tune]``, None if rates are cells.
+        sensitivity: The section ``[sensitivity]``, None if there is none.
+        connectivity: The section ``[connectivity]``, None if there is none.
     """
 
-    cells: tuple[Mapping[str, Any], ...]
-    methods: Mapping[str, Mapping[str, Any]]
+    cells: tuple[Entry, ...]
+    methods: Mapping[str, Entry] = field(default_factory=lambda: {"default": {}})
+    tune: Entry | None = None
+    sensitivity: Entry | None = None
+    connectivity: Entry | None = None
 
     @classmethod
     def read(cls, path: Path) -> Grid:
@@ -96,45 +127,104 @@ class Grid:
         """
         toml = require("tomllib" if sys.version_info >= (3, 11) else "tomli")
         record = toml.loads(path.read_text("utf-8"))
-        unknown = set(record) - {"defaults", "cells", "methods"}
-        if unknown or not record.get("cells"):
-            msg = f"invalid grid: {', '.join(sorted(unknown)) or 'no cells'} in {path.name}; "
-            msg += "allowed: [defaults], [[cells]] (at least one) and [methods.NAME]"
-            raise ValueError(msg)
-        cells = [cell for entry in record["cells"] for cell in _product(entry)]
+        check(record, path.name)
         grid = cls(
-            tuple({**record.get("defaults", {}), **cell} for cell in cells),
+            tuple(_cells(record)),
             record.get("methods", {"default": {}}),
+            *(record.get(name) for name in ("tune", "sensitivity", "connectivity")),
         )
-        list(grid.jobs())  # every setting is checked before anything runs
+        for cell, method in grid.pairs():  # every setting is checked before anything runs
+            grid.trials(cell, method)
         return grid
 
+    def within(self, methods: Sequence[str]) -> Grid:
+        """Return the grid without what no backend with these methods can run.
+
+        Args:
+            methods: Methods besides nullport's.
+
+        Raises:
+            ValueError: If nothing is left.
+        """
+        known = {NULLPORT, *methods}
+        kept = {k: v for k, v in self.methods.items() if v.get("method", NULLPORT) in known}
+        if not kept:
+            msg = f"invalid grid: only {', '.join(self.methods)}; allowed with this backend: "
+            raise ValueError(msg + "methods of " + ", ".join(sorted(known)))
+        return replace(self, methods=kept)
+
+    def pairs(self) -> Iterator[tuple[Entry, str]]:
+        """Yield every cell with every method that is run on it, the baseline first."""
+        for cell in self.cells:
+            for name in (BASELINE, *self.methods):
+                if applies(self.methods.get(name, {}), cell):
+                    yield cell, name
+
+    def trials(self, cell: Entry, method: str) -> list[Settings]:
+        """Return the settings among which a method's are tuned; one where nothing is."""
+        change = {k: v for k, v in self.methods.get(method, {}).items() if k not in _ABOUT}
+        rates = cell["lr"] if isinstance(cell.get("lr"), list) else [cell.get("lr")]
+        tables = []
+        for name in _TABLES:
+            merged = {**cell.get(name, {}), **change.pop(name, {})}
+            # Without teleports there is nothing of them to tune.
+            kept = {} if method == BASELINE else merged
+            tables.append([(name, chosen) for chosen in _product(kept)])
+        return [
+            _settings({**cell, **change, "lr": lr, **dict(chosen)})
+            for lr, *chosen in itertools.product(rates, *tables)
+        ]
+
     def jobs(self) -> Iterator[Job]:
-        """Yield every run, seed after seed, so that a grid that is cut short has all cells."""
+        """Yield the runs without tuning, seed after seed: what is cut short has all cells."""
         most = max(int(cell.get("seeds", 3)) for cell in self.cells)
-        for seed, cell in itertools.product(range(most), self.cells):
-            if seed >= cell.get("seeds", 3):
-                continue
-            yield Job(BASELINE, _settings(cell, {}), seed)
-            for name, change in self.methods.items():
-                if _applies(change, cell):
-                    yield Job(name, _settings(cell, change), seed)
+        for seed, (cell, name) in itertools.product(range(most), list(self.pairs())):
+            if seed < cell.get("seeds", 3):
+                yield from (Job(name, settings, seed) for settings in self.trials(cell, name))
+
+
+def applies(change: Entry, cell: Entry) -> bool:
+    """Whether the entry ``only`` of a method or section allows a cell."""
+    only = change.get("only", {})
+    known = {**_defaults(cell), **cell} if only else {}
+    return all(
+        known.get(name) in (allowed if isinstance(allowed, list) else [allowed])
+        for name, allowed in only.items()
+    )
+
+
+def _defaults(cell: Entry) -> dict[str, Any]:
+    """Return what the settings of a cell are where it names none."""
+    named = {name: cell[name] for name in ("task", "model", "optimizer") if name in cell}
+    made = Settings.make(**named)
+    return {f.name: getattr(made, f.name) for f in fields(made)}
+
+
+def _cells(record: Mapping[str, Any]) -> Iterator[Entry]:
+    """Yield the cells, with the defaults, multiplied out; rates stay lists where they are tuned."""
+    for entry in record["cells"]:
+        given = {**record.get("defaults", {}), **entry}
+        kept = {"lr": given.pop("lr")} if "tune" in record and "lr" in given else {}
+        for cell in _product(given):
+            rates = record.get("rates", {}).get(cell.get("optimizer", "sgd"))
+            if rates is None or "lr" in cell or kept:
+                yield {**cell, **kept}
+            elif "tune" in record:
+                yield {**cell, "lr": rates}
+            else:
+                yield from ({**cell, "lr": lr} for lr in rates)
 
 
 def _product(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    values = [value if isinstance(value, list) else [value] for value in entry.values()]
+    values: Sequence[list[Any]] = [
+        v if isinstance(v, list) and name not in _WHOLE else [v] for name, v in entry.items()
+    ]
     for combination in itertools.product(*values):
         yield dict(zip(entry, combination, strict=True))
 
 
-def _applies(change: Mapping[str, Any], cell: Mapping[str, Any]) -> bool:
-    only = change.get("only", {})
-    return all(cell.get(name) in allowed for name, allowed in only.items())
-
-
-def _settings(cell: Mapping[str, Any], change: Mapping[str, Any]) -> Settings:
-    given = {**cell, **{k: v for k, v in change.items() if k not in ("only", "note")}}
-    given.pop("label", None)
+def _settings(given: dict[str, Any]) -> Settings:
+    given = {name: v for name, v in given.items() if name != "label" and v is not None}
     try:
         config = TeleportConfig(**given.pop("teleport", {}))
         return Settings.make(given.pop("task", "digits"), **given, teleport=config)

@@ -13,69 +13,135 @@ from typing import Any
 
 from nullport._backends import load_backend
 from nullport.compare import Run, check, load_task
+from nullport.compare.records import Point
 from nullport.compare.results import plain
 from nullport.compare.task import Task
 from nullport.compare.training import Training
 from nullport.compare.versions import versions
-from nullport.suite.grid import BASELINE, Job, plain_settings
+from nullport.suite import barrier, sensitivity, tuning
+from nullport.suite.barrier import Pairs
+from nullport.suite.grid import Grid, Job, plain_settings
 
 Record = dict[str, Any]
+Work = Job | Pairs
+"""What makes one record."""
 
-POINTS = 4
+Progress = Callable[[str, int, int, Record | None], None]
+"""Told the stage, how many records of it are there, of how many, and the one just made."""
+
+POINTS = 8
 """Evaluations of the training loss during a run: for a small network they cost as much as it."""
+
+SAMPLE = 4
+"""Evaluations take one sample in so many of those that a comparison takes."""
 
 
 def read(path: Path) -> list[Record]:
-    """Return the records of a file, none if it is not there."""
+    """Return the records of a file, none if it is not there.
+
+    Raises:
+        ValueError: If a line is no record; the message names it.
+    """
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
+    *lines, _ = path.read_text("utf-8").split("\n")  # a line that was cut off is none
+    return [_parsed(line, f"line {i} of {path.name}") for i, line in enumerate(lines, 1) if line]
 
 
-def run(
-    jobs: Sequence[Job],
-    path: Path,
-    *,
-    backend: str = "torch",
-    data: str | None = None,
-    processes: int = 1,
-    progress: Callable[[int, int], None] | None = None,
-) -> None:
-    """Make every run whose record is not yet in the file, and append it.
+def _parsed(line: str, where: str) -> Record:
+    try:
+        return dict(json.loads(line))
+    except (ValueError, TypeError) as error:
+        msg = f"invalid record: {where}: {error}; allowed: what nullport suite wrote"
+        raise ValueError(msg) from error
+
+
+def run_grid(grid: Grid, path: Path, **given: Any) -> None:
+    """Make every run of a grid whose record is not yet in the file: trials first, then results.
 
     Args:
-        jobs: The runs.
+        grid: The grid.
         path: File of records, made if it is not there.
-        backend: Name of the backend.
-        data: Folder of the datasets.
-        processes: Runs made at a time.
-        progress: Told how many runs are there, and of how many.
+        given: As for :func:`run`.
 
     Raises:
         ValueError: If the settings do not fit the task or the backend.
         MissingData: If a dataset is not there.
     """
-    for job in {job.settings.task: job for job in jobs}.values():
-        check(job.settings, _task(job.settings.task, data), load_backend(backend))
+    if grid.tune is None:
+        run(list(grid.jobs()), path, **given)
+        return
+    run(list(tuning.trials(grid)), path, stage="tuning", **given)
+    run(list(results(grid, read(path))), path, stage="results", **given)
+
+
+def results(grid: Grid, records: Sequence[Record]) -> Iterator[Work]:
+    """Yield what is run once rates are tuned: results, sensitivity, connectivity."""
+    assert grid.tune is not None
+    found = tuning.choices(grid, {record["key"]: record for record in records})
+    yield from (job for choice in found for job in choice.jobs())
+    if grid.sensitivity is not None:
+        yield from sensitivity.jobs(found, grid.sensitivity, next(iter(grid.methods)))
+    if grid.connectivity is not None:
+        yield from barrier.pairs(found, grid.connectivity)
+
+
+def run(
+    work: Sequence[Work],
+    path: Path,
+    *,
+    backend: str = "torch",
+    data: str | None = None,
+    processes: int = 1,
+    progress: Progress | None = None,
+    stage: str = "runs",
+) -> None:
+    """Make every record that is not yet in the file, and append it.
+
+    Args:
+        work: What makes the records.
+        path: File of records, made if it is not there.
+        backend: Name of the backend.
+        data: Folder of the datasets.
+        processes: Runs made at a time.
+        progress: Told of every record.
+        stage: What these runs are for.
+
+    Raises:
+        ValueError: If the settings do not fit the task or the backend, or the file holds anything
+            but records.
+        MissingData: If a dataset is not there.
+    """
+    for s in dict.fromkeys(item.settings for item in work):
+        check(s, _task(s.task, data), load_backend(backend))
     there = {record["key"] for record in read(path)}
-    total = len({job.key for job in jobs})
-    waiting = {job.key: job for job in jobs if job.key not in there}
+    total = len({item.key for item in work})
+    waiting = {item.key: item for item in work if item.key not in there}
     tell = progress or (lambda *_: None)
-    tell(total - len(waiting), total)
+    tell(stage, total - len(waiting), total, None)
+    _cut(path)
     with path.open("a", encoding="utf-8") as file:
         for done, record in enumerate(_records(list(waiting.values()), backend, data, processes)):
             file.write(json.dumps(record, allow_nan=False) + "\n")
             file.flush()
-            tell(total - len(waiting) + done + 1, total)
+            tell(stage, total - len(waiting) + done + 1, total, record)
 
 
-def _records(jobs: list[Job], backend: str, data: str | None, processes: int) -> Iterator[Record]:
+def _cut(path: Path) -> None:
+    """Drop a last line whose writing was interrupted; its run is made again."""
+    if path.exists():
+        whole = path.read_bytes()
+        if not whole.endswith(b"\n"):
+            path.write_bytes(whole[: whole.rfind(b"\n") + 1])
+
+
+def _records(work: list[Work], backend: str, data: str | None, processes: int) -> Iterator[Record]:
     if processes == 1:
-        yield from (_record(job, backend, data) for job in jobs)
+        yield from (_record(item, backend, data) for item in work)
         return
     # Spawned, not forked: frameworks do not survive a fork with threads.
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
-        for future in as_completed([pool.submit(_record, job, backend, data) for job in jobs]):
+        for future in as_completed([pool.submit(_record, item, backend, data) for item in work]):
             yield future.result()
 
 
@@ -84,14 +150,17 @@ def _task(name: str, data: str | None) -> Task:
     return load_task(name, data)
 
 
-def _record(job: Job, backend: str, data: str | None) -> Record:
-    """Make one run."""
+def _record(job: Work, backend: str, data: str | None) -> Record:
+    """Make one record."""
     adapter = load_backend(backend)
     assert adapter.trainer is not None  # checked
     task = _task(job.settings.task, data)
-    arm = BASELINE if job.method == BASELINE else "teleport"
+    if isinstance(job, Pairs):
+        return barrier.measure(job, task, adapter)
     trainer = adapter.trainer(task, job.settings, job.seed)
-    outcome = Training(arm, job.seed, trainer, task, job.settings, None, POINTS).run()
+    outcome = Training(
+        job.arm, job.seed, trainer, task, job.settings, None, POINTS, True, SAMPLE
+    ).run()
     return {
         "key": job.key,
         "settings": plain_settings(job.settings),
@@ -117,5 +186,7 @@ def summary(outcome: Run) -> Record:
         "teleport_cost": sum(teleport.cost for teleport in outcome.teleports),
         "teleport_seconds": sum(float(t.report["seconds"]) for t in outcome.teleports),
         "teleport_steps": [teleport.step for teleport in outcome.teleports],
+        "drift": [t.drift for t in outcome.teleports if t.report["accepted"]],
+        "curve": {name: [getattr(p, name) for p in outcome.curve] for name in Point._fields},
     }
     return {name: plain(value) for name, value in record.items()}

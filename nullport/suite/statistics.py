@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from nullport.suite.grid import BASELINE, Job
+from nullport.suite.checks import BASELINE
+from nullport.suite.grid import Job
 
 RESAMPLES = 2000
 
@@ -86,8 +87,9 @@ def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float
     """
     generator = np.random.default_rng(0)
     drawn = generator.choice(np.asarray(values), (RESAMPLES, len(values)))
-    drawn.sort(axis=1)  # no interpolation: a loss may be infinite
-    medians = np.sort(drawn[:, len(values) // 2])
+    drawn.sort(axis=1)
+    middle = drawn[:, [(len(values) - 1) // 2, len(values) // 2]]
+    medians = np.sort(middle.mean(axis=1))  # not np.median, to which two infinities are none
     low, high = (medians[int(p * (RESAMPLES - 1))] for p in ((1 - level) / 2, (1 + level) / 2))
     return float(low), float(high)
 

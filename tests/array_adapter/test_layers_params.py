@@ -30,6 +30,7 @@ from nullport_cupy.layers import (
     Embedding,
     Flatten,
     LayerNorm,
+    LeakyReLU,
     MaxPool2d,
     Mean,
     Position,
@@ -225,6 +226,7 @@ def test_training_learns() -> None:
         (lambda: Position(2, 0), "width is 0; allowed"),
         (lambda: Flatten(0), "keep is 0; allowed"),
         (lambda: MaxPool2d(0), "size is 0; allowed"),
+        (lambda: LeakyReLU(1.0), "leak is 1.0; allowed: a number in [0, 1)"),
     ],
 )
 def test_constructors_name_the_value_and_what_is_allowed(make: Any, message: str) -> None:

@@ -20,6 +20,7 @@ from nullport_cupy.layers import (
     Flatten,
     Layer,
     LayerNorm,
+    LeakyReLU,
     MaxPool2d,
     Mean,
     Position,
@@ -44,6 +45,7 @@ torch.set_num_threads(1)  # the layers are tiny
 
 ELEMENTWISE = {
     ReLU: torch.relu,
+    LeakyReLU: lambda x: F.leaky_relu(x, 0.1),
     Tanh: torch.tanh,
     Sigmoid: torch.sigmoid,
     SiLU: F.silu,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from nullport.cli import main
 from nullport.compare import Settings, Task, run
 from nullport_cupy._backend import NUMPY, inspect
 from nullport_cupy._training import OPTIMIZERS
+from nullport_cupy.layers import CrossEntropy, Dense, Flatten, Sequential
 
 KINDS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "mlp": ("regression", (5,)),
@@ -83,6 +85,81 @@ def test_after_a_refusal_the_step_tells_the_loss_where_it_is() -> None:
     assert cost == 0.0
     assert loss == pytest.approx(before, rel=1e-5)
     assert report.loss_after > 2 * loss
+
+
+def part(task: Task, start: int) -> tuple[Any, Any]:
+    return task.inputs[start : start + 16], task.targets[start : start + 16]
+
+
+def trainer_of(task: Task, **given: Any) -> Any:
+    assert NUMPY.trainer is not None
+    return NUMPY.trainer(task, Settings.make("toy", **{"width": 8, "batch": 16, **given}), 0)
+
+
+@pytest.mark.parametrize("model", KINDS)
+def test_weights_can_be_put_back(model: Any) -> None:
+    task = toy(*KINDS[model])
+    trainer = trainer_of(task, model=model, depth=1, every=2, width=16)
+    kept, before = trainer.weights(), trainer.evaluate(*part(task, 0))
+    due = []
+    for start in (0, 16, 32):
+        due.append(trainer.due)
+        trainer.teleport(part(task, start), part(task, 48), part(task, 64))
+        trainer.step(part(task, start))
+    assert due == [False, False, True]
+    assert trainer.evaluate(*part(task, 0)) != before
+    trainer.teleport(part(task, 0), part(task, 48), part(task, 64), now=True)
+    trainer.load(kept)
+    assert trainer.evaluate(*part(task, 0)) == before
+    assert trainer.step(part(task, 0))[1] == 1.0  # not the gradient of other weights
+    assert trainer.evaluate(*part(task, 0)) != before
+    trainer.load(kept)  # the step has not written into what was put back
+    assert trainer.evaluate(*part(task, 0)) == before
+    with pytest.raises(ValueError, match="zip"):
+        trainer.load(kept[1:])
+
+
+def test_leaky_and_without_biases() -> None:
+    task = toy(*KINDS["cnn"])
+    trainer = trainer_of(task, depth=2, activation="leaky_relu", bias=False)
+    weights = trainer.weights()
+    assert [w.shape for w in weights] == [(8, 36), (8, 8), (4, 8)]
+    x = task.inputs.reshape(96, -1).astype(np.float64)
+    for w in weights[:-1]:
+        x = x @ w.T
+        x = np.where(x > 0, x, 0.1 * x)
+    logits = x @ weights[-1].T
+    logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
+    expected = -logits[np.arange(96), task.targets].mean()
+    assert trainer.evaluate(task.inputs, task.targets)[0] == pytest.approx(expected, rel=1e-5)
+    report, _ = trainer.teleport(part(task, 0), part(task, 48), part(task, 64), now=True)
+    assert report is not None
+
+
+def test_a_task_brings_its_network_and_its_loss() -> None:
+    class Thrice(CrossEntropy):
+        def value(self, outputs: Any, targets: Any) -> Any:
+            return 3 * super().value(outputs, targets)
+
+        def value_and_cotangent(self, outputs: Any, targets: Any) -> Any:
+            value, cotangent = super().value_and_cotangent(outputs, targets)
+            return 3 * value, 3 * cotangent
+
+    plain = toy(*KINDS["cnn"])
+    own: Any = replace(plain, build=lambda settings: Sequential(Flatten(), Dense(36, 4)))
+    losses = []
+    for task in (own, replace(own, criterion=Thrice())):
+        trainer = trainer_of(task)
+        assert [w.shape for w in trainer.weights()] == [(4,), (4, 36)]
+        loss, accuracy = trainer.evaluate(*part(task, 0))
+        losses.append(loss)
+        assert accuracy is not None
+        assert trainer.step(part(task, 0))[0] == pytest.approx(loss, rel=1e-5)
+    assert losses[1] == pytest.approx(3 * losses[0], rel=1e-5)
+    with pytest.raises(TypeError, match="what build of toy returned is 3; allowed: a layer"):
+        trainer_of(replace(plain, build=lambda settings: 3))
+    with pytest.raises(TypeError, match="toy: criterion is a function; allowed: a Loss"):
+        trainer_of(replace(plain, criterion=lambda outputs, targets: 0.0))
 
 
 def test_diverged_is_said_and_not_raised() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -60,3 +62,72 @@ def test_after_a_refusal_the_step_tells_the_loss_where_it_is(toy: Task) -> None:
     assert cost == 0.0
     assert loss == pytest.approx(before, rel=1e-5)
     assert float(report.loss_after) > 2 * loss
+
+
+def part(task: Task, start: int) -> tuple[Any, Any]:
+    return task.inputs[start : start + 16], task.targets[start : start + 16]
+
+
+@pytest.mark.parametrize("model", ["mlp", "transformer"])
+def test_weights_can_be_put_back(toy: Task, model: Any) -> None:
+    settings = Settings.make("toy", model=model, width=8, depth=1, batch=16, every=2)
+    trainer = JaxTrainer(toy, settings, 0)
+    kept, before = trainer.weights(), trainer.evaluate(*part(toy, 0))
+    due = []
+    for start in (0, 16, 32):
+        due.append(trainer.due)
+        trainer.teleport(part(toy, start), part(toy, 48), part(toy, 64))
+        trainer.step(part(toy, start))
+    assert due == [False, False, True]
+    assert trainer.evaluate(*part(toy, 0)) != before
+    trainer.teleport(part(toy, 0), part(toy, 48), part(toy, 64), now=True)
+    trainer.load(kept)
+    assert trainer.evaluate(*part(toy, 0)) == before
+    assert trainer.step(part(toy, 0))[1] == 1.0  # not the gradient of other weights
+    assert trainer.evaluate(*part(toy, 0)) != before
+    with pytest.raises(ValueError, match="zip"):
+        trainer.load(kept[1:])
+
+
+def test_leaky_and_without_biases(toy: Task) -> None:
+    settings = Settings.make(
+        "toy", width=8, depth=2, batch=16, activation="leaky_relu", bias=False, every=1
+    )
+    trainer = JaxTrainer(toy, settings, 0)
+    weights = trainer.weights()
+    assert [w.shape for w in weights] == [(64, 8), (8, 8), (8, 4)]
+    x = toy.inputs.reshape(96, -1).astype(np.float64)
+    for w in weights[:-1]:
+        x = x @ w
+        x = np.where(x > 0, x, 0.1 * x)
+    logits = x @ weights[-1]
+    logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
+    expected = -logits[np.arange(96), toy.targets].mean()
+    assert trainer.evaluate(toy.inputs, toy.targets)[0] == pytest.approx(expected, rel=1e-5)
+    report, _ = trainer.teleport(part(toy, 0), part(toy, 48), part(toy, 64), now=True)
+    assert report is not None
+
+
+def test_a_task_brings_its_network_and_its_loss(toy: Task) -> None:
+    def build(settings: Settings) -> Any:
+        def init(key: Any) -> Any:
+            return {"w": 0.1 * jax.random.normal(key, (64, 4))}
+
+        return init, lambda params, x: x.reshape(len(x), -1) @ params["w"]
+
+    def criterion(outputs: Any, targets: Any) -> Any:
+        return 3 * -jnp.mean(jax.nn.log_softmax(outputs)[jnp.arange(len(outputs)), targets])
+
+    own, settings = replace(toy, build=build), Settings.make("toy", batch=16)
+    losses = []
+    for task in (own, replace(own, criterion=criterion), own):  # nothing stale in between
+        trainer = JaxTrainer(task, settings, 0)
+        loss, accuracy = trainer.evaluate(*part(toy, 0))
+        losses.append(loss)
+        assert [w.shape for w in trainer.weights()] == [(64, 4)]
+        assert accuracy is not None
+        assert trainer.step(part(toy, 0))[0] == pytest.approx(loss, rel=1e-5)
+    assert losses[1] == pytest.approx(3 * losses[0], rel=1e-5)
+    assert losses[2] == losses[0]
+    with pytest.raises(TypeError, match="toy: build returned a int; allowed: "):
+        JaxTrainer(replace(toy, build=lambda settings: 3), settings, 0)

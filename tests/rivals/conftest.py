@@ -1,4 +1,4 @@
-"""Puts the rivals, which live outside the package, on the path; skips the folder without torch."""
+"""Puts the comparison of rivals, outside the package, on the path; skips this without torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ if INSTALLED:
 
     torch.set_num_threads(1)  # the networks are tiny
 
-    from rivals.problem import Problem, mlp
+    from nullport_torch.rivals.chains import mlp
+    from nullport_torch.rivals.problem import Problem
 
 
 @pytest.fixture

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from rivals.controls import matched_rate, random_move
 
 from nullport import TeleportConfig
 from nullport_torch import teleport
+from nullport_torch.rivals.controls import matched_rate, random_move
 
 
 @pytest.mark.parametrize("steps", [1, 4])

@@ -7,9 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from rivals import level_set
-from rivals.level_set import Point, linearised, merit_gain
-from rivals.problem import Problem, inner
+
+from nullport_torch.rivals import level_set
+from nullport_torch.rivals.level_set import Point, linearised, merit_gain
+from nullport_torch.rivals.problem import Problem, inner
 
 
 def test_the_hessian_product_is_a_difference_of_gradients(problem):

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from helpers.dense import cosine, null_projector, threshold_rank
-from rivals import literal
-from rivals.problem import Problem
 
 from nullport import TeleportConfig
 from nullport_torch import teleport
+from nullport_torch.rivals import literal
+from nullport_torch.rivals.problem import Problem
 
 
 def outputs(problem: Problem) -> torch.Tensor:

@@ -6,11 +6,13 @@ import copy
 
 import pytest
 import torch
-from rivals import rescaling
-from rivals.problem import Problem, mlp
-from rivals.rescaling import layers, queries_keys, rescaled
 from torch import nn
 from torch.func import functional_call
+
+from nullport_torch.rivals import rescaling
+from nullport_torch.rivals.chains import mlp
+from nullport_torch.rivals.problem import Problem
+from nullport_torch.rivals.rescaling import layers, queries_keys, rescaled
 
 
 def logs_of(symmetries, seed: int = 3) -> list[torch.Tensor]:

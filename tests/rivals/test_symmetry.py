@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from rivals import symmetry, symmetry_ascent
-from rivals.problem import Problem, mlp
-from rivals.symmetry import act_2022, act_2024, differentiated, forward
+
+from nullport_torch.rivals import symmetry, symmetry_ascent
+from nullport_torch.rivals.chains import mlp
+from nullport_torch.rivals.problem import Problem
+from nullport_torch.rivals.symmetry import act_2022, act_2024
+from nullport_torch.rivals.symmetry_published import differentiated, forward, symmetry_teleport
 
 
 def elements(problem: Problem, size: float) -> list[torch.Tensor]:
@@ -105,7 +108,7 @@ def test_a_teleport_of_2022_is_the_published_one(problem):
     # From where T = 0 leads: what the batch does not see of the weights enters by the square of T.
     problem.assign(act_2022(problem.values(), elements(problem, 0.0), problem.x).weights)
     start, x, y = problem.values(), problem.x, problem.y
-    published = symmetry.symmetry_teleport(start, x, y, steps=3, rate=5e-3)
+    published = symmetry_teleport(start, x, y, steps=3, rate=5e-3)
     symmetry.teleport(problem, steps=3, rate=1e-2, exact=False)  # that one ascends twice as much
     for ours, theirs, old in zip(problem.parameters, published, start, strict=True):
         assert float((theirs - old).norm()) > 1e-3 * float(old.norm())

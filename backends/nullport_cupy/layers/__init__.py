@@ -13,7 +13,7 @@ ones, :class:`Watch` how they are observed.
 (dtype('float32'), (16, 3))
 """
 
-from nullport_cupy.layers._activations import GELU, ReLU, Sigmoid, SiLU, Tanh
+from nullport_cupy.layers._activations import GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Tanh
 from nullport_cupy.layers._attention import Attention
 from nullport_cupy.layers._base import SILENT, Layer, Linear, Params, Watch
 from nullport_cupy.layers._compose import Residual, Sequential
@@ -36,6 +36,7 @@ __all__ = [
     "Flatten",
     "Layer",
     "LayerNorm",
+    "LeakyReLU",
     "Linear",
     "Loss",
     "MaxPool2d",

@@ -66,6 +66,34 @@ class ReLU(Elementwise):
 
 
 @dataclass(frozen=True)
+class LeakyReLU(Elementwise):
+    """``x`` where ``x > 0``, else ``leak x``.
+
+    Attributes:
+        leak: Slope on the negative side, in [0, 1).
+
+    Raises:
+        ValueError: If ``leak`` is outside that.
+    """
+
+    leak: float = 0.01
+
+    def __post_init__(self) -> None:
+        """Check the slope."""
+        if not 0 <= self.leak < 1:
+            msg = f"leak is {self.leak!r}; allowed: a number in [0, 1)"
+            raise ValueError(msg)
+
+    def value(self, x: Array) -> Array:
+        """Return the larger of ``x`` and ``leak x``."""
+        return namespace(x).maximum(x, self.leak * x)
+
+    def slope(self, x: Array, y: Array) -> Array:
+        """Return 1 where ``x > 0``, else ``leak``."""
+        return self.leak + (1.0 - self.leak) * namespace(x).astype(x > 0, x.dtype)
+
+
+@dataclass(frozen=True)
 class Tanh(Elementwise):
     """The hyperbolic tangent."""
 

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rivals.problem import Problem, hessian_vector, inner
+from nullport_torch.rivals.problem import Problem, inner
 
 FLOOR = 1e-16
 """Smallest rho."""
@@ -95,7 +95,7 @@ def teleport(
     here, rho = look(problem), rate
     level = here.loss
     for _ in range(steps):
-        q = hessian_vector(here.g, problem.parameters, [part.detach() for part in here.g])
+        q = problem.hessian_vector(here.g, [part.detach() for part in here.g])
         along, length = inner(q, here.g), inner(q, q)
         residual = (length - along**2 / here.size) / here.size**2 if here.size else 0.0
         done = residual <= tolerance and here.loss - level <= tolerance
@@ -121,7 +121,7 @@ def teleport(
 def look(problem: Problem) -> Point:
     """Return the point where the problem is."""
     loss = problem.loss()
-    g = torch.autograd.grad(loss, problem.parameters, create_graph=True)
+    g = problem.backward(loss, problem.parameters, keep_graph=True)
     detached = [part.detach() for part in g]
     return Point(float(loss.detach()), g, inner(detached, detached))
 

@@ -19,13 +19,14 @@ with ``B`` the pull-back of ``D_{i+1}^T z_{i+1}^T`` through ``A -> A^+`` at ``A 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from rivals.symmetry import Acted
+    from nullport_torch.rivals.symmetry import Acted
 
 
 def ascent_2022(at: Acted, curvature: Sequence[Tensor], slope: float) -> list[Tensor]:
@@ -51,6 +52,16 @@ def ascent_2024(at: Acted, curvature: Sequence[Tensor], slope: float) -> list[Te
         back = _through_inverse(at, curvature, i + 1) * _derivative(z, slope)
         found.append(curvature[i] @ at.weights[i].T + back.T @ z)
     return found
+
+
+def work(weights: Sequence[Tensor], n: int) -> float:
+    """Return the operations of an ascent direction, pair by pair; both take much the same."""
+    total = 0.0
+    for v, u in pairwise(weights):
+        width = v.shape[0]
+        total += 2.0 * n * (v.numel() + width**2 + 2 * u.numel())
+        total += 12.0 * n**2 * width + 10.0 * n * width**2  # through the inverse
+    return total
 
 
 def _derivative(z: Tensor, slope: float) -> Tensor:
@@ -87,7 +98,9 @@ def right_inverse(h: Tensor) -> Tensor:
         pivots = r.diagonal().abs()
         if not pivots.isfinite().all():
             msg = "activations that are not finite have no inverse: the rate is too large"
-            raise torch.linalg.LinAlgError(msg)
+            raise torch.linalg.LinAlgError(msg)  # type: ignore[attr-defined]
         if pivots.min() > 10 * max(h.shape) * torch.finfo(h.dtype).eps * pivots.max():
-            return torch.linalg.solve_triangular(r.T, q, upper=False, left=False)
-    return torch.linalg.pinv(h)
+            solved: Tensor = torch.linalg.solve_triangular(r.T, q, upper=False, left=False)
+            return solved
+    inverse: Tensor = torch.linalg.pinv(h)
+    return inverse

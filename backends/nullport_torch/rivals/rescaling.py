@@ -20,7 +20,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rivals.problem import Problem, chain
+from nullport._cost import BACKWARD
+from nullport_torch.rivals.chains import chain
+from nullport_torch.rivals.problem import PRODUCT, Problem
 
 CLIP, JUDGED, MARGIN, PENALTY = 2.0, 5, 1e-10, 1e-3
 
@@ -103,7 +105,7 @@ def virtual_loss(
     for _ in range(steps):
         live = {n: p if p.requires_grad else p.requires_grad_() for n, p in parameters.items()}
         loss = problem.loss_at(live)
-        g = torch.autograd.grad(loss, list(live.values()), create_graph=graph)
+        g = problem.backward(loss, list(live.values()), keep_graph=graph)
         pairs = zip(live.items(), g, strict=True)
         parameters = {n: p - lr * d if graph else (p - lr * d).detach() for (n, p), d in pairs}
     return problem.loss_at(parameters)
@@ -115,7 +117,7 @@ def _objective(problem: Problem, kind: str, lr: float, look: int) -> Callable[[P
         return lambda p: virtual_loss(problem, p, lr, look, graph=True)
 
     def against_growth(p: Parameters) -> Tensor:
-        g = torch.autograd.grad(problem.loss_at(p), list(p.values()), create_graph=True)
+        g = problem.backward(problem.loss_at(p), list(p.values()), keep_graph=True)
         return -sum(((part**2).sum() for part in g), start=torch.zeros(())) / 2
 
     return against_growth
@@ -148,15 +150,18 @@ def teleport(
     """
     symmetries = layers(problem) if symmetries is None else symmetries
     here = {n: p.detach() for n, p in problem.model.named_parameters()}
-    aim = _objective(problem, objective, lr, look)
+    aim, ahead = _objective(problem, objective, lr, look), objective == "virtual_loss"
     best, logs = judged(problem, here, lr) - MARGIN, None
-    random = torch.Generator().manual_seed(seed)
+    random, device = torch.Generator().manual_seed(seed), problem.x.device
     for start in range(restarts):
         found = [
-            0.1 * (start > 0) * torch.randn(s.size, generator=random, dtype=problem.x.dtype)
+            0.1
+            * (start > 0)
+            * torch.randn(s.size, generator=random, dtype=problem.x.dtype).to(device)
             for s in symmetries
         ]
         _descend(here, symmetries, found, aim, steps, rate)
+        problem.spent += steps * (PRODUCT * look + BACKWARD if ahead else PRODUCT)
         loss = judged(problem, rescaled(here, symmetries, found), lr)
         if loss < best:
             best, logs = loss, found

@@ -17,13 +17,15 @@ exact, ``z`` of the layers behind does not change, so ``U`` of an inner pair is 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from rivals import symmetry_ascent
-from rivals.problem import Problem, chain
+from nullport_torch.rivals import symmetry_ascent
+from nullport_torch.rivals.chains import chain
+from nullport_torch.rivals.problem import Problem
 
 SLOPE = 0.1
 
@@ -52,8 +54,9 @@ def teleport(
 ) -> None:
     """Take ``steps`` ascent steps on the group elements, in place.
 
-    The ascent is computed by products (:mod:`rivals.symmetry_ascent`): the same direction as by
-    differentiating the action, but several times faster. That needs the action to be exact.
+    The ascent is computed by products (:mod:`~nullport_torch.rivals.symmetry_ascent`): the same
+    direction as by differentiating the action, but several times faster. That needs the action to
+    be exact.
 
     Args:
         problem: A bias-free chain with LeakyReLU.
@@ -63,24 +66,28 @@ def teleport(
         exact: For 2022, invert ``I + T`` rather than take ``I - T``, as published.
 
     Raises:
-        ValueError: If there are more samples than the action can be exact for.
+        ValueError: If the network is no such chain, there are more samples than the action can be
+            exact for, or ReLU, which has no inverse, is to be acted on by 2022.
     """
-    weights = [w.detach() for w in chain(problem)]
+    weights, x = [w.detach() for w in chain(problem)], problem.x.flatten(1)
+    if action not in WORKS or (action == "2022" and problem.slope <= 0):
+        msg = f"invalid action: {action!r} with slope {problem.slope}; allowed: '2024', or '2022' "
+        msg += "with a slope above 0"
+        raise ValueError(msg)
     inner_widths = [w.shape[1] for w in weights[1:]]
     limit = min([weights[0].shape[1], *inner_widths[:-1]] if action == "2022" else inner_widths)
-    if len(problem.x) > limit:
-        msg = f"invalid number of samples: {len(problem.x)}; allowed: at most {limit}"
+    if len(x) > limit:
+        msg = f"invalid number of samples: {len(x)}; allowed: at most {limit}"
         raise ValueError(msg)
     ascent = {"2022": symmetry_ascent.ascent_2022, "2024": symmetry_ascent.ascent_2024}[action]
 
     @torch.no_grad()
     def act(now: Sequence[Tensor], ts: Sequence[Tensor], x_inverse: Tensor | None) -> Acted:
         inverse = symmetry_ascent.right_inverse
+        problem.charge(WORKS[action](now, len(x)))
         if action == "2024":
-            return act_2024(now, ts, problem.x, problem.slope, inverse)
-        return act_2022(
-            now, ts, problem.x, problem.slope, inverse, exact=exact, x_inverse=x_inverse
-        )
+            return act_2024(now, ts, x, problem.slope, inverse)
+        return act_2022(now, ts, x, problem.slope, inverse, exact=exact, x_inverse=x_inverse)
 
     zeros = [w.new_zeros(w.shape[0], w.shape[0]) for w in weights[:-1]]
     now = act(weights, zeros, None)  # even T = 0 moves: it drops what the batch does not see
@@ -90,8 +97,33 @@ def teleport(
         curvature = problem.hessian_gradient()
         with torch.no_grad():
             ts = [rate * t for t in ascent(now, curvature, problem.slope)]
+        problem.charge(symmetry_ascent.work(now.weights, len(x)))
         now = act(now.weights, ts, x_inverse)
         problem.assign(now.weights)
+
+
+def work_2022(weights: Sequence[Tensor], n: int) -> float:
+    """Return the operations of an action, by pairs: an inverse (QR), products, a solution."""
+    total = 2.0 * n * weights[0].numel()
+    for v, u in pairwise(weights):
+        width = v.shape[0]
+        total += 5.0 * n**2 * v.shape[1] + 2.0 * n * (width**2 + v.numel() + u.numel())
+    width, outputs = weights[-1].shape[1], weights[-1].shape[0]
+    return total + 2.0 * width**2 * (width / 3 + outputs)
+
+
+def work_2024(weights: Sequence[Tensor], n: int) -> float:
+    """Return the operations of an action, by pairs: an inverse (QR) and products."""
+    total = 0.0
+    for v, u in pairwise(weights):
+        width = v.shape[0]
+        total += 5.0 * n**2 * width + 2.0 * n * (width**2 + v.numel() + 2 * u.numel())
+        total += 4.0 * width * v.numel()  # (I + T) V, and what its ascent has in its place
+    return total
+
+
+WORKS = {"2022": work_2022, "2024": work_2024}
+"""Operations of each action, from the weights and the number of samples."""
 
 
 def act_2022(
@@ -125,8 +157,9 @@ def _undone(u: Tensor, t: Tensor, *, exact: bool) -> Tensor:
     """Return ``U (I + T)^-1``, or ``U (I - T)``."""
     if not exact:
         return u - u @ t
-    identity = torch.eye(t.shape[0], dtype=t.dtype)
-    return torch.linalg.solve(identity + t, u, left=False)
+    identity = torch.eye(t.shape[0], dtype=t.dtype, device=t.device)
+    undone: Tensor = torch.linalg.solve(identity + t, u, left=False)
+    return undone
 
 
 def act_2024(
@@ -137,53 +170,14 @@ def act_2024(
     inverse: Callable[[Tensor], Tensor] = torch.linalg.pinv,
 ) -> Acted:
     """Apply the action of 2024 with ``ts``, one (width, width) per pair of adjacent layers."""
-    moved, hs, inverses = list(weights), [x], [None]
+    moved, hs = list(weights), [x]
+    inverses: list[Tensor | None] = [None]
     for i, t in enumerate(ts):
         z = hs[i] @ moved[i].T
         outputs = nn.functional.leaky_relu(z, slope) @ moved[i + 1].T
         moved[i] = moved[i] + t @ moved[i]
         hs.append(nn.functional.leaky_relu(z + z @ t.T, slope))
-        inverses.append(inverse(hs[-1]))
-        moved[i + 1] = (inverses[-1] @ outputs).T
+        h_inverse = inverse(hs[-1])
+        inverses.append(h_inverse)
+        moved[i + 1] = (h_inverse @ outputs).T
     return Acted(moved, hs, inverses)
-
-
-def forward(weights: Sequence[Tensor], x: Tensor, slope: float = SLOPE) -> Tensor:
-    """Return the outputs (samples, out) of the MLP with ``weights`` (out, in)."""
-    for w in weights[:-1]:
-        x = nn.functional.leaky_relu(x @ w.T, slope)
-    return x @ weights[-1].T
-
-
-def symmetry_teleport(
-    weights: Sequence[Tensor], x: Tensor, y: Tensor, *, steps: int, rate: float
-) -> list[Tensor]:
-    """Return the weights after ``steps`` ascent steps of 2022, each by differentiating the action.
-
-    This is the published recipe step by step; :func:`teleport` is the same, faster.
-
-    Args:
-        weights: Matrices (out, in), first layer first.
-        x: Inputs, shape (samples, in).
-        y: Class labels, shape (samples,).
-        steps: Ascent steps; T restarts at 0 in each.
-        rate: Ascent rate on T.
-    """
-    now = [w.detach() for w in weights]
-    for _ in range(steps):
-        ascent = differentiated(act_2022, now, x, y)
-        with torch.no_grad():
-            now = act_2022(now, [2 * rate * d for d in ascent], x).weights
-    return now
-
-
-def differentiated(
-    act: Callable[..., Acted], weights: Sequence[Tensor], x: Tensor, y: Tensor, **options: object
-) -> list[Tensor]:
-    """Return ``d(||g||^2 / 2) / dT`` at ``T = 0`` by differentiating the whole action."""
-    ts = [w.new_zeros(w.shape[0], w.shape[0]).requires_grad_() for w in weights[:-1]]
-    moved = act([w.detach() for w in weights], ts, x, **options).weights
-    loss = nn.functional.cross_entropy(forward(moved, x), y)
-    gradients = torch.autograd.grad(loss, moved, create_graph=True)
-    objective = sum((g**2).sum() for g in gradients) / 2
-    return list(torch.autograd.grad(objective, ts))

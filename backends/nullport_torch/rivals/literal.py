@@ -10,44 +10,24 @@ The step is fixed, nothing is checked, and the SVD is taken once per teleport.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
-from rivals.problem import Problem
+from nullport_torch.rivals.layers import Seen, gradient_work, seen
+from nullport_torch.rivals.problem import Problem
 
 
 def teleport(problem: Problem, *, steps: int = 10, rate: float = 0.1, tau: float = 0.0) -> None:
-    """Teleport ``problem`` in place; see :func:`literal_teleport`."""
-    literal_teleport(problem.model, problem.loss, steps, rate, tau)
-
-
-def literal_teleport(
-    model: nn.Module, closure: Callable[[], Tensor], steps: int, rate: float, tau: float = 0.0
-) -> None:
     """Take ``steps`` ascent steps of size ``rate`` on every ``nn.Linear``, in place."""
-    linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
-    projectors = [projector(x, tau) for x in inputs(linears, closure)]
-    weights = [m.weight for m in linears]
+    found = [layer for layer in seen(problem) if isinstance(layer.module, nn.Linear)]
+    projectors = [projector(layer.x, tau) for layer in found]
+    problem.charge(sum(_work(layer, steps) for layer in found), gradient_work(found))
+    weights = [layer.weight for layer in found]
     for _ in range(steps):
-        gradients = torch.autograd.grad(closure(), list(model.parameters()), create_graph=True)
-        objective = sum((g**2).sum() for g in gradients) / 2
-        ascent = torch.autograd.grad(objective, weights)
+        ascent = problem.hessian_gradient(weights)
         with torch.no_grad():
             for w, d, p in zip(weights, ascent, projectors, strict=True):
                 w += rate * d @ p
-
-
-def inputs(linears: list[nn.Linear], closure: Callable[[], Tensor]) -> list[Tensor]:
-    """Return the input of every layer, shape (samples, in)."""
-    found: list[Tensor] = []
-    hooks = [m.register_forward_hook(lambda _m, x, _y: found.append(x[0])) for m in linears]
-    with torch.no_grad():
-        closure()
-    for hook in hooks:
-        hook.remove()
-    return [x.reshape(-1, x.shape[-1]) for x in found]
 
 
 def projector(x: Tensor, tau: float = 0.0) -> Tensor:
@@ -61,4 +41,12 @@ def projector(x: Tensor, tau: float = 0.0) -> Tensor:
     given_up = (s**2).flip(0).cumsum(0).flip(0)  # by dropping this direction and all smaller ones
     rank = s > s.max() * max(x.shape) * torch.finfo(x.dtype).eps
     u = u[:, rank & (given_up > tau * given_up[0])]
-    return torch.eye(x.shape[1], dtype=x.dtype) - u @ u.T
+    p: Tensor = torch.eye(x.shape[1], dtype=x.dtype, device=x.device) - u @ u.T
+    return p
+
+
+def _work(layer: Seen, steps: int) -> float:
+    """Return the operations of an SVD (Golub and Van Loan), a projector and its products."""
+    (n, d), size = layer.x.shape, layer.weight.numel()
+    small, large = min(n, d), max(n, d)
+    return 14.0 * large * small**2 + 8.0 * small**3 + 2.0 * d**2 * small + 2.0 * steps * size * d

@@ -1,0 +1,40 @@
+"""Numbers and tables of reports as Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import median
+
+from nullport.suite.statistics import interval
+
+
+def percent(value: float) -> str:
+    """Return a change with its sign.
+
+    >>> percent(-0.125), percent(float("inf"))
+    ('-12.5 %', 'diverged')
+    """
+    return "diverged" if not math.isfinite(value) else f"{100 * value:+.1f} %"
+
+
+def median_text(values: Sequence[float]) -> str:
+    """Return the median with its bootstrap interval.
+
+    >>> median_text([0.1, 0.1, 0.1])
+    '+10.0 % [+10.0 %, +10.0 %]'
+    """
+    low, high = interval(values)
+    return f"{percent(median(values))} [{percent(low)}, {percent(high)}]"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table.
+
+    >>> print(table(["a", "b"], [["1", "2"]]))
+    | a | b |
+    | --- | --- |
+    | 1 | 2 |
+    """
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,115 @@
+"""The grids that come with nullport: what they hold, and how the command takes them."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from nullport import load_backend
+from nullport.cli import main
+from nullport.cli.suite import PRESETS
+from nullport.compare import TASKS
+from nullport.suite import sensitivity, tuning
+from nullport.suite.checks import BASELINE
+from nullport.suite.grid import Grid, applies
+
+
+def preset(name: str) -> Grid:
+    return Grid.read(Path(str(files("nullport.suite") / "presets" / f"{name}.toml")))
+
+
+def test_every_preset_is_one_that_the_command_names() -> None:
+    folder = files("nullport.suite") / "presets"
+    assert sorted(entry.name for entry in folder.iterdir()) == sorted(f"{p}.toml" for p in PRESETS)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_uses_all_that_it_declares(name: str) -> None:
+    declared = preset(name)
+    assert declared.tune is not None
+    tried = list(tuning.trials(declared))
+    assert {job.method for job in tried} == {BASELINE, *declared.methods}
+    assert all(isinstance(cell["lr"], list) and len(cell["lr"]) > 2 for cell in declared.cells)
+    assert next(iter(declared.methods)) == "nullport"
+    for section in (declared.sensitivity, declared.connectivity):
+        assert section is not None
+        assert any(applies(section, cell) for cell in declared.cells)
+    # None of its runs repeats another: every cell differs from every other.
+    keys = [job.key for job in tried]
+    assert len(keys) == len(set(keys))
+
+
+def test_the_full_grid_has_all_tasks_optimizers_and_methods() -> None:
+    declared = preset("full")
+    tasks = {"mnist", "cifar10", "ett", "housing", "shakespeare", "wikitext"}
+    optimizers = {"sgd", "momentum", "adagrad", "adam", "adamw"}
+    pairs = {(cell["task"], cell["optimizer"]) for cell in declared.cells}
+    assert pairs == {(task, optimizer) for task in tasks for optimizer in optimizers}
+    assert tasks < set(TASKS)
+    methods = {"nullport", "paper", "symmetry", "slp", "random", "matched rate"}
+    assert set(declared.methods) == methods
+    # nullport and the paper's settings are in every cell, the others where their section says.
+    everywhere = [{m for c, m in declared.pairs() if c is cell} for cell in declared.cells]
+    assert all({BASELINE, "nullport", "paper"} <= found for found in everywhere)
+    models = {(cell["task"], cell["model"]) for cell in declared.cells}
+    assert {("mnist", "cnn"), ("cifar10", "mlp"), ("ett", "transformer")} < models
+    assert {cell.get("schedule") for cell in declared.cells} == {"cosine", "constant"}
+    paper = next(s for c, m in declared.pairs() if m == "paper" for s in declared.trials(c, m))
+    assert (paper.guard, paper.teleport.objective) == (False, "grad_norm")
+    assert (paper.teleport.projection, paper.teleport.threshold) == ("threshold", 0.01)
+
+
+def test_symmetry_is_tried_on_the_networks_it_is_for() -> None:
+    declared = preset("full")
+    for cell, method in declared.pairs():
+        if method == "symmetry":
+            assert (cell["activation"], cell["bias"], cell["model"]) == ("leaky_relu", False, "mlp")
+
+
+def test_the_quick_grid_needs_no_data() -> None:
+    assert {cell["task"] for cell in preset("quick").cells} == {"digits", "diabetes"}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_torch_backend_has_every_method(name: str) -> None:
+    pytest.importorskip("torch")
+    declared = preset(name)
+    assert declared.within(load_backend("torch").methods).methods == declared.methods
+    assert set(declared.within(load_backend("numpy").methods).methods) == {"nullport", "paper"}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_patterns_of_sensitivity_fit_its_cells(name: str) -> None:
+    declared = preset(name)
+    section = declared.sensitivity
+    assert section is not None
+    mine = [cell for cell in declared.cells if applies(section, cell)]
+    assert {cell["model"] for cell in mine} == {"mlp"}  # whose weights have these names
+    settings = declared.trials(mine[0], "nullport")[0]
+    names = {name.partition(" = ")[0] for name in sensitivity.variants(settings.teleport, section)}
+    assert "exclude" in names
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "invalid grid: None and preset None; allowed: one of them"),
+        (["a.toml", "--preset", "quick"], "invalid grid: 'a.toml' and preset 'quick'; allowed"),
+        (["--preset", "nope"], "invalid preset: 'nope'; allowed: quick, full"),
+        (["--preset", "quick", "--processes", "0"], "invalid processes: 0; allowed: an integer"),
+        (["--preset", "quick", "--backend", "tf"], "unknown backend 'tf'; available: "),
+        (["nowhere.toml"], "nowhere.toml"),
+    ],
+)
+def test_errors_of_the_command_name_what_is_allowed(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for package in ("torch", "rich", "matplotlib"):
+        pytest.importorskip(package)
+    assert main(["suite", *argv]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
