@@ -13,7 +13,8 @@ from helpers.tasks import load
 
 from nullport.compare import TASKS, MissingData, Task, load_task
 from nullport.compare.files import read_csv, read_idx, read_npy
-from nullport.compare.tasks import CONTEXT, HISTORY, HORIZON, WORDS
+from nullport.compare.tables import HISTORY, HORIZON
+from nullport.compare.texts import CONTEXT, WORDS
 
 SIZES = {
     "digits": ((1437, 8, 8, 1), (360, 8, 8, 1), "image", 10),

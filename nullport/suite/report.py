@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nullport.suite import pictures, rates, tuned_page
 from nullport.suite.grid import Grid
+from nullport.suite.pictures import draw
+from nullport.suite.rates import page as page_by_rate
 from nullport.suite.tuned import comparisons
+from nullport.suite.tuned_page import page as page_of_tuned
 
 Record = Mapping[str, Any]
 
@@ -22,8 +24,8 @@ def page(grid: Grid, records: Sequence[Record], shown: Mapping[str, str] | None 
         shown: Files of pictures, by what they show.
     """
     if grid.tune is None:
-        return rates.page(grid, records)
-    return tuned_page.page(grid, records, shown or {})
+        return page_by_rate(grid, records)
+    return page_of_tuned(grid, records, shown or {})
 
 
 def write(grid: Grid, records: Sequence[Record], path: Path) -> list[Path]:
@@ -31,6 +33,6 @@ def write(grid: Grid, records: Sequence[Record], path: Path) -> list[Path]:
     drawn: dict[str, Path] = {}
     if grid.tune is not None:
         found = comparisons(grid, {record["key"]: record for record in records})
-        drawn = pictures.draw(found, path)
+        drawn = draw(found, path)
     path.write_text(page(grid, records, {k: p.name for k, p in drawn.items()}), "utf-8")
     return [path, *drawn.values()]
