@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-from array_api_compat import array_namespace, device, is_lazy_array
+from array_api_compat import array_namespace, device, is_lazy_array, is_numpy_array
 
 Array: TypeAlias = Any
 """An array of any namespace that follows the Python array API standard."""
@@ -67,7 +67,10 @@ def _floats(xp: Any) -> Any:
 
 def norm(x: Array) -> Array:
     """Return the Frobenius norm of ``x`` (any shape) as a 0-d array."""
-    return namespace(x).linalg.vector_norm(x)
+    linalg = namespace(x).linalg
+    if is_numpy_array(x):  # a product with itself; the other one makes an array of squares
+        return linalg.norm(x)
+    return linalg.vector_norm(x)
 
 
 def joint_norm(arrays: list[Array]) -> Array:

@@ -56,6 +56,9 @@ def moved(array: Array, move: Move) -> Array:
     xp, move = namespace(array), move.as_stored()
     delta = move.right if move.left is None else xp.matrix_transpose(move.left) @ move.right
     delta = stored(delta, move.layout, array.shape)
+    if move.left is not None and delta.dtype == array.dtype:
+        delta += array  # the product is nobody else's, and as large as the weight
+        return delta
     wide = xp.result_type(array.dtype, delta.dtype)
     total = xp.astype(array, wide, copy=False) + xp.astype(delta, wide, copy=False)
     return xp.astype(total, array.dtype, copy=False)

@@ -14,6 +14,7 @@ from nullport._arrays import Array, namespace
 from nullport._gradient_site import GradientSite, layer_input
 from nullport._graph import DenseSite, Linearization, Move, Parameter, Receive, Site
 from nullport._layout import Layout
+from nullport._objective import scaled
 from nullport_cupy import _elements
 
 Vector = Sequence[Array | None]
@@ -122,14 +123,20 @@ class ArrayGraph:
         self, *, unchanged: bool = False, again: bool = False, omit: Collection[int] = ()
     ) -> Linearization:
         """Compute loss, gradients and sites."""
-        del omit  # never passed: no sites are known by factors
         self._again = again
-        lin = self.program.linearize(self._weights, unchanged=unchanged)
+        lin = self._linearized(unchanged=unchanged, omit=omit)
         self._check("the gradient", lin.gradients)
-        self._inputs = [(tuple(layer_input(s).shape), _rows(s)) for s in lin.sites]
+        held = [layer_input(s) if i == 0 else _rows(s) for i, s in enumerate(lin.sites)]
+        shapes = [tuple(layer_input(s).shape) for s in lin.sites]
+        self._inputs = list(zip(shapes, held, strict=True))
         if self._first is None:
             self._first = lin.loss, list(lin.gradients)
         return lin
+
+    def _linearized(self, *, unchanged: bool, omit: Collection[int]) -> Linearization:
+        """Linearize at the present weights."""
+        del omit  # never passed: no sites are known by factors
+        return self.program.linearize(self._weights, unchanged=unchanged)
 
     def gradient(self) -> tuple[Array, list[Array | None]]:
         """Compute loss and gradients."""
@@ -154,10 +161,9 @@ class ArrayGraph:
         along: dict[int, DenseSite] | None = None,
     ) -> None:
         """Run the forward pass at ``w + step v``."""
-        del along
         if not self._again:
             self.program.release()  # a difference needs no activations
-        found = self.program.inputs(shifted(self._weights, v, step))
+        found = self._inputs_at(v, step, along)
         if len(found) != len(self._inputs):
             msg = f"the forward pass has {len(found)} linear maps, before {len(self._inputs)}"
             raise ValueError(msg)
@@ -167,8 +173,16 @@ class ArrayGraph:
                 msg = f"linear map {index} got shape {tuple(rows.shape)}, before {shape}"
                 raise ValueError(msg)
             # A gradient changes also where its layer's input does not: that part means nothing.
+            # And where the first layer's input is the batch itself, nothing has to be moved.
             if before is None or bool(namespace(rows).any(rows != before)):
                 receive(index, inputs)
+
+    def _inputs_at(
+        self, v: Vector, step: Array, along: dict[int, DenseSite] | None
+    ) -> Sequence[tuple[Array, Array]]:
+        """Return what ``Program.inputs`` does at ``w + step v``."""
+        del along  # never passed: no sites are known by factors
+        return self.program.inputs(shifted(self._weights, v, step))
 
     def jvp(self, v: Vector, receive: Receive) -> None:
         """Hand over tangents, where the network has a forward mode."""
@@ -264,6 +278,7 @@ def shifted(weights: Sequence[Array], v: Vector, step: Array | float) -> list[Ar
             moved.append(w)
             continue
         xp = namespace(w)
-        factor = step if isinstance(step, float) else xp.astype(step, w.dtype, copy=False)
-        moved.append(w + factor * xp.astype(a, w.dtype, copy=False))
+        change = scaled(step, xp.astype(a, w.dtype, copy=False))
+        change += w  # a copy of a weight costs as much as a product
+        moved.append(change)
     return moved

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from nullport._arrays import Array, norm
 from nullport._graph import DenseSite, Linearization, Parameter, Receive, Site, Use
 from nullport._layout import matrix
-from nullport_cupy._graph import ArrayGraph, Steps, Vector
+from nullport._objective import scaled
+from nullport_cupy._graph import ArrayGraph, Steps, Vector, shifted
 from nullport_cupy._optimizers import Optimizer
 from nullport_cupy._patches import PatchSite
 from nullport_cupy._scalar import describe
@@ -75,12 +76,14 @@ class _Forward:
         cache: For its linearisations.
         linear: By path, in the order they were passed: linear layers and their inputs.
         norms: By path: the norms of their products, 0-d.
+        asking: Paths of those that ask what to add to their product.
     """
 
     outputs: Array
     cache: Any
     linear: dict[str, tuple[Linear, Array]]
     norms: dict[str, Array]
+    asking: set[str]
 
 
 @dataclass
@@ -110,24 +113,32 @@ class NetworkProgram:
         """Return arrays, one per parameter, as nested dicts."""
         return unflatten(dict(zip(self.names, arrays, strict=True)))
 
-    def linearize(self, weights: Sequence[Array], *, unchanged: bool = False) -> Linearization:
-        """Run forward, unless activations are unchanged, and backward."""
+    def linearize(
+        self, weights: Sequence[Array], *, unchanged: bool = False, omit: Collection[int] = ()
+    ) -> Linearization:
+        """Run forward, unless activations are unchanged, and backward.
+
+        The gradients of weights to ``omit`` are not formed.
+        """
         params = self.tree(weights)
         reused = unchanged and self._last is not None
         last = self._last if reused and self._last is not None else self._forward(params)
         self._last = last
         deltas: dict[str, Array] = {}
+        omitted = {self.names[i] for i in omit}
 
         def receive(path: str, layer: Linear, delta: Array) -> None:
             del layer
             deltas[path] = delta
 
+        watch = Watch(receive, wanted=lambda path: _weight(path) not in omitted)
         loss, cotangent = self.loss_function.value_and_cotangent(last.outputs, self.batch[1])
-        _, grads = self.network.pullback(params, last.cache, cotangent, Watch(receive))
+        _, grads = self.network.pullback(params, last.cache, cotangent, watch)
         found = flatten(grads)
-        gradients = [found.get(name) for name in self.names]
+        gradients = [None if name in omitted else found.get(name) for name in self.names]
         sites, uses = self._sites(weights, last, deltas)
-        return Linearization(loss, gradients, sites, uses, reused)
+        factored = [i for i, path in enumerate(last.linear) if path in last.asking]
+        return Linearization(loss, gradients, sites, uses, reused, factored=factored)
 
     def _forward(self, params: Params) -> _Forward:
         linear: dict[str, tuple[Linear, Array]] = {}
@@ -136,14 +147,15 @@ class NetworkProgram:
             linear[path] = layer, x
 
         norms: dict[str, Array] = {}
+        asking: set[str] = set()
 
         def products(path: str, layer: Linear, y: Array) -> None:
             del layer
             norms[path] = norm(y)
 
-        watch = Watch(receive, products=products)
+        watch = Watch(receive, products=products, added=lambda path, *_: asking.add(path))
         outputs, cache = self.network.forward(params, self.batch[0], watch)
-        return _Forward(outputs, cache, linear, norms)
+        return _Forward(outputs, cache, linear, norms, asking)
 
     def _sites(
         self, weights: Sequence[Array], last: _Forward, deltas: dict[str, Array]
@@ -152,8 +164,7 @@ class NetworkProgram:
         sites: list[Site] = []
         uses: list[Use] = []
         for path, (layer, x) in last.linear.items():
-            prefix = f"{path}." if path else ""
-            index, bias = places[prefix + "weight"], places.get(prefix + "bias")
+            index, bias = places[_weight(path)], places.get(_inside(path, "bias"))
             seen = layer.matrix(weights[index])
             stack, out, inp = seen.shape[:-2], seen.shape[-2], seen.shape[-1]
             uses.append(Use(index, len(sites), "weight", matrix(stack, out, inp)))
@@ -178,8 +189,29 @@ class NetworkProgram:
 
     def inputs(self, weights: Sequence[Array]) -> Sequence[tuple[Array, Array]]:
         """Return the inputs of every site at other weights."""
-        linear = self._forward(self.tree(weights)).linear
-        return [(rows := _held(layer, x), rows) for layer, x in linear.values()]
+        return self.inputs_along(weights, 0.0, {})
+
+    def inputs_along(
+        self, weights: Sequence[Array], step: Array | float, along: dict[int, DenseSite]
+    ) -> Sequence[tuple[Array, Array]]:
+        """Return the same, the weights of some sites moved by ``step`` along their gradients too.
+
+        ``along`` are these sites by their index; each is let go of as it is passed.
+        """
+        found: dict[str, Array] = {}
+        places: dict[str, int] = {}
+
+        def receive(path: str, layer: Linear, x: Array) -> None:
+            places.setdefault(path, len(places))
+            found[path] = _held(layer, x)
+
+        def added(path: str, layer: Linear, rows: Array) -> Array | None:
+            del layer
+            site = along.pop(places[path], None)
+            return None if site is None else scaled(step, site.along(rows))
+
+        self.network.forward(self.tree(weights), self.batch[0], Watch(receive, added=added))
+        return [(rows, rows) for rows in found.values()]
 
     def tangents(self, weights: Sequence[Array], v: Vector, receive: Receive) -> None:
         """Hand over the tangents of the inputs of every site, where they are not zero."""
@@ -226,6 +258,16 @@ class NetworkGraph(ArrayGraph):
 
     program: NetworkProgram
 
+    def _linearized(self, *, unchanged: bool, omit: Collection[int]) -> Linearization:
+        """Form no gradient that nobody asks for."""
+        return self.program.linearize(self._weights, unchanged=unchanged, omit=omit)
+
+    def _inputs_at(
+        self, v: Vector, step: Array, along: dict[int, DenseSite] | None
+    ) -> Sequence[tuple[Array, Array]]:
+        """Move weights along gradients that sites know without forming either."""
+        return self.program.inputs_along(shifted(self._weights, v, step), step, along or {})
+
     @property
     def params(self) -> Params:
         """The present parameters."""
@@ -238,6 +280,15 @@ class NetworkGraph(ArrayGraph):
             return None
         loss, gradients = self.settled
         return loss, self.program.tree(gradients)
+
+
+def _inside(path: str, name: str) -> str:
+    """Return the dotted name of a parameter of the layer at ``path``."""
+    return f"{path}.{name}" if path else name
+
+
+def _weight(path: str) -> str:
+    return _inside(path, "weight")
 
 
 def _held(layer: Linear, x: Array) -> Array:

@@ -8,14 +8,19 @@ from statistics import median
 
 from nullport.suite.statistics import interval
 
+FACTOR = 10.0
+"""Changes from this one on are written as a factor."""
+
 
 def percent(value: float) -> str:
-    """Return a change with its sign.
+    """Return a change with its sign, a large one as a factor.
 
-    >>> percent(-0.125), percent(float("inf"))
-    ('-12.5 %', 'diverged')
+    >>> percent(-0.125), percent(29.0), percent(float("inf"))
+    ('-12.5 %', 'x 30', 'diverged')
     """
-    return "diverged" if not math.isfinite(value) else f"{100 * value:+.1f} %"
+    if not math.isfinite(value):
+        return "diverged"
+    return f"x {1 + value:.3g}" if value >= FACTOR else f"{100 * value:+.1f} %"
 
 
 def median_text(values: Sequence[float]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,13 +44,18 @@ def _figure(width: float, height: float) -> Any:
     )
 
 
+def _colours(found: Sequence[Comparison]) -> dict[str, str]:
+    """Return a colour for every method, in the order of the grid."""
+    return dict(zip(dict.fromkeys(c.method for c in found), itertools.cycle(COLOURS), strict=False))
+
+
 def _changes(found: Sequence[Comparison]) -> Any:
     """Draw a line per cell: median and interval over seeds of every method's change."""
     names = list(dict.fromkeys(c.name for c in found))
-    methods = list(dict.fromkeys(c.method for c in found))
+    methods = _colours(found)
     figure = _figure(9, 1.2 + 0.21 * len(names))
     axes = figure.subplots()
-    for k, method in enumerate(methods):
+    for k, (method, colour) in enumerate(methods.items()):
         mine = [c for c in found if c.method == method]
         y = [names.index(c.name) + 0.7 * (k / max(len(methods) - 1, 1) - 0.5) for c in mine]
         ends = [interval(c.changes["spent"]) for c in mine]
@@ -58,10 +64,10 @@ def _changes(found: Sequence[Comparison]) -> Any:
             y,
             np.clip([low for low, _ in ends], -MOST, MOST),
             np.clip([high for _, high in ends], -MOST, MOST),
-            color=COLOURS[k % len(COLOURS)],
+            color=colour,
             lw=1,
         )
-        axes.plot(x, y, ".", color=COLOURS[k % len(COLOURS)], label=method)
+        axes.plot(x, y, ".", color=colour, label=method)
     axes.axvline(0, color="0.3", lw=0.8)
     axes.set_yticks(range(len(names)), [", ".join(name) for name in names], fontsize=7)
     axes.set_ylim(len(names) - 0.4, -0.6)
@@ -80,13 +86,14 @@ def _curves(found: Sequence[Comparison]) -> Any:
         mine = firsts.setdefault(task, [])
         if not mine or mine[0].name == c.name:
             mine.append(c)
+    colours = _colours(found)
     figure = _figure(10, 2.6 * len(firsts))
     panels = figure.subplots(len(firsts), len(AXES), squeeze=False, sharey="row")
     for row, mine in zip(panels, firsts.values(), strict=True):
         for axes, axis in zip(row, AXES, strict=True):
             _line(axes, mine[0].base_runs, axis, "0.3", BASELINE)
-            for k, c in enumerate(mine):
-                _line(axes, c.runs, axis, COLOURS[k % len(COLOURS)], c.method)
+            for c in mine:
+                _line(axes, c.runs, axis, colours[c.method], c.method)
             axes.set_xlabel(LABELS[axis], fontsize=8)
             axes.set_yscale("log")
             axes.grid(alpha=0.3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import lru_cache
 from multiprocessing import get_context
@@ -75,7 +75,7 @@ def run_grid(grid: Grid, path: Path, **given: Any) -> None:
     run(list(results(grid, read(path))), path, stage="results", **given)
 
 
-def results(grid: Grid, records: Sequence[Record]) -> Iterator[Work]:
+def results(grid: Grid, records: Sequence[Mapping[str, Any]]) -> Iterator[Work]:
     """Yield what is run once rates are tuned: results, sensitivity, connectivity."""
     assert grid.tune is not None
     found = tuning.choices(grid, {record["key"]: record for record in records})

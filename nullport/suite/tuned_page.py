@@ -13,6 +13,7 @@ from nullport.suite import tuned_parts
 from nullport.suite.checks import BASELINE
 from nullport.suite.grid import Grid
 from nullport.suite.markdown import median_text, percent, table
+from nullport.suite.runner import results
 from nullport.suite.statistics import interval
 from nullport.suite.tuned import AXES, Comparison, comparisons, name_of
 from nullport.suite.tuning import Choice, Records, choices, loss, trials
@@ -33,7 +34,8 @@ constant rate that is no matter."""
 
 def page(grid: Grid, records: Sequence[Mapping[str, Any]], shown: Mapping[str, str]) -> str:
     """Return the page; ``shown`` has the files of pictures by what they show."""
-    known = {record["key"]: record for record in records}
+    wanted = {item.key for item in (*trials(grid), *results(grid, records))}
+    known = {record["key"]: record for record in records if record["key"] in wanted}
     found = comparisons(grid, known)
     if not found:
         return "No cell has all its runs yet.\n"
@@ -145,13 +147,13 @@ def _drift(found: Sequence[Comparison]) -> str:
         for task in dict.fromkeys(c.name[0] for c in found if c.method == method):
             mine = [c for c in found if c.method == method and c.name[0] == task]
             drifts = sorted(d for c in mine for d in c.drifts)
-            if drifts:
+            if any(drifts):
                 high = drifts[min(int(0.9 * len(drifts)), len(drifts) - 1)]
                 texts = map(percent, (drifts[0], median(drifts), high, drifts[-1]))
                 rows.append([method, task, str(len(drifts)), *texts])
     text = (
         "The validation loss just after an accepted teleport, relative to that just before: "
-        "samples that no teleport has seen.\n\n"
+        "samples that no teleport has seen. Where nothing ever moved there is no row.\n\n"
     )
     return text + table(
         ["method", "task", "teleports", "lowest", "median", "90 %", "highest"], rows

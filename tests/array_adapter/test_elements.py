@@ -52,3 +52,15 @@ def test_the_dtype_of_the_parameter_stays() -> None:
     found = _elements.moved(w, Move(0, layout, np.full(4, 1e-3)))
     assert found.dtype == np.float32
     assert np.array_equal(w, np.ones(4))
+
+
+def test_what_is_given_stays_as_it_is() -> None:
+    rng = np.random.default_rng(2)
+    w, left, right = (rng.standard_normal(shape) for shape in ((4, 3), (2, 4), (2, 3)))
+    copies = [a.copy() for a in (w, left, right, w)]
+    layout = _elements.layout_of(w.shape, "out_in")
+    change = np.ones((4, 3))
+    for move in (Move(0, layout, right, left), Move(0, layout, change)):
+        assert not np.array_equal(_elements.moved(w, move), w)
+    assert all(map(np.array_equal, (w, left, right, w), copies))
+    assert np.array_equal(change, np.ones((4, 3)))

@@ -33,6 +33,10 @@ class Watch:
     That is inputs in the forward pass, cotangents of outputs in the pullback, and tangents of
     inputs in the pushforward; and, for who asks, the products that the forward pass makes. It knows
     where in the network it is.
+
+    A linear layer may also ask it two things: what to add to a product (:meth:`added`), and whether
+    the gradient of its weight is wanted (:meth:`wants`). One that never asks adds nothing, and
+    always returns the gradient.
     """
 
     def __init__(
@@ -40,6 +44,8 @@ class Watch:
         receive: Callable[[str, Linear, Array], None] | None = None,
         path: str = "",
         products: Callable[[str, Linear, Array], None] | None = None,
+        added: Callable[[str, Linear, Array], Array | None] | None = None,
+        wanted: Callable[[str], bool] | None = None,
     ) -> None:
         """Stand at ``path``.
 
@@ -47,15 +53,19 @@ class Watch:
             receive: Told the path, the linear layer and the array.
             path: Where in the network it is.
             products: The same for ``X W^T``, without the bias.
+            added: Told the path, the layer and its rows ``X``; returns what is added to their
+                product, shaped like it, or None.
+            wanted: Told the path; returns whether the gradient of the weight there is wanted.
         """
         self._receive, self.path, self._products = receive, path, products
+        self._added, self._wanted = added, wanted
 
     def __getitem__(self, name: str) -> Watch:
         """Return the watch over the child ``name``: at ``path.name``, or ``name`` at the root."""
         if self._receive is None:
             return self
         path = f"{self.path}.{name}" if self.path else name
-        return Watch(self._receive, path, self._products)
+        return Watch(self._receive, path, self._products, self._added, self._wanted)
 
     def __call__(self, layer: Linear, array: Array) -> None:
         """Show an array that passes through ``layer``."""
@@ -66,6 +76,18 @@ class Watch:
         """Show a product that ``layer`` has made."""
         if self._products is not None:
             self._products(self.path, layer, array)
+
+    def added(self, layer: Linear, rows: Array) -> Array | None:
+        """Return what ``layer`` adds to its product of ``rows`` (samples, in), or None.
+
+        The array is (samples, out). A weight that moves by ``D`` adds ``rows D^T``, and need not be
+        formed at its new place.
+        """
+        return None if self._added is None else self._added(self.path, layer, rows)
+
+    def wants(self) -> bool:
+        """Return whether a pullback has to return the gradient of the weight here."""
+        return self._wanted is None or self._wanted(self.path)
 
 
 SILENT = Watch()
@@ -97,7 +119,8 @@ class Layer(Protocol):
             watch: Is shown the cotangents of the outputs of linear maps.
 
         Returns:
-            Cotangent of the input, None if that is integers, and gradients shaped like ``params``.
+            Cotangent of the input, None if that is integers, and gradients shaped like ``params``;
+            that of a weight may be None if ``watch`` does not want it.
         """
 
     def pushforward(

@@ -65,6 +65,8 @@ class Dense(Linear):
         watch(self, x)
         y = self._product(x, params["weight"])
         watch.product(self, y)
+        more = watch.added(self, self.rows(x))
+        y = y if more is None else y + namespace(y).reshape(more, y.shape)
         return plus(y, params.get("bias")), x
 
     def pullback(
@@ -73,7 +75,8 @@ class Dense(Linear):
         """Return the cotangents of the input (..., inputs), of weight and bias."""
         watch(self, dy)
         xp, rows = namespace(dy), self.cotangent_rows(dy)
-        grads = {"weight": xp.matrix_transpose(rows) @ self.rows(cache)}
+        wanted = watch.wants()
+        grads = {"weight": xp.matrix_transpose(rows) @ self.rows(cache) if wanted else None}
         if self.bias:
             grads["bias"] = xp.sum(rows, axis=0)
         return xp.reshape(rows @ params["weight"], cache.shape), grads
