@@ -24,8 +24,9 @@ from typing import Protocol
 from nullport._arrays import Array, namespace, norm, product_norm, widen, with_column
 from nullport._budget import BudgetFilter
 from nullport._capture import Block
-from nullport._graph import DenseSite, Linearization
+from nullport._graph import Linearization
 from nullport._projection import Filter
+from nullport._site import DenseSite
 
 
 @dataclass(frozen=True)

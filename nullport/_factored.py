@@ -15,9 +15,10 @@ from collections.abc import Mapping, Sequence
 from math import prod
 
 from nullport._arrays import Array, joined, known, namespace, norm, product_norm, widen
-from nullport._graph import DenseSite, Linearization
+from nullport._graph import Linearization
 from nullport._layer import Layer
 from nullport._objective import Vector
+from nullport._site import DenseSite
 
 FEWER = 8
 """How many times as many outputs, and inputs, as samples make factors the cheaper form."""

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nullport._arrays import Array, namespace
-from nullport._graph import Site
+from nullport._site import Site
 
 
 @dataclass(frozen=True)

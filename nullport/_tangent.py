@@ -19,8 +19,9 @@ from array_api_compat import is_lazy_array
 
 from nullport._arrays import Array, namespace, norm, widen
 from nullport._cost import FORWARD
-from nullport._graph import DenseSite, LayerGraph, Linearization, Receive, Site, TangentUnavailable
+from nullport._graph import LayerGraph, Linearization, Receive, TangentUnavailable
 from nullport._objective import Vector
+from nullport._site import DenseSite, Site
 
 _STEP = {16: 1e-1, 32: 1e-4, 64: 1e-7}
 """Relative length h of the difference, by bits of the dtype the layer inputs are held in."""

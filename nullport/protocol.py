@@ -14,17 +14,9 @@ does the rest. ``docs/embedding.md`` has one in under 40 lines.
 """
 
 from nullport._gradient_site import GradientSite
-from nullport._graph import (
-    DenseSite,
-    LayerGraph,
-    Linearization,
-    Move,
-    Parameter,
-    Site,
-    TangentUnavailable,
-    Use,
-)
+from nullport._graph import LayerGraph, Linearization, Move, Parameter, TangentUnavailable, Use
 from nullport._layout import Layout, matrix
+from nullport._site import DenseSite, Site
 
 __all__ = [
     "DenseSite",

@@ -12,9 +12,10 @@ from typing import Any, Protocol
 
 from nullport._arrays import Array, namespace
 from nullport._gradient_site import GradientSite, layer_input
-from nullport._graph import DenseSite, Linearization, Move, Parameter, Receive, Site
+from nullport._graph import Linearization, Move, Parameter, Receive
 from nullport._layout import Layout
 from nullport._objective import scaled
+from nullport._site import DenseSite, Site
 from nullport_cupy import _elements
 
 Vector = Sequence[Array | None]

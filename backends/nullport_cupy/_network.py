@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nullport._arrays import Array, norm
-from nullport._graph import DenseSite, Linearization, Parameter, Receive, Site, Use
+from nullport._graph import Linearization, Parameter, Receive, Use
 from nullport._layout import matrix
 from nullport._objective import scaled
+from nullport._site import DenseSite, Site
 from nullport_cupy._graph import ArrayGraph, Steps, Vector, shifted
 from nullport_cupy._optimizers import Optimizer
 from nullport_cupy._patches import PatchSite

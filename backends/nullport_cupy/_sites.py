@@ -7,9 +7,10 @@ from math import prod
 
 from nullport._arrays import Array, namespace, norm, widen
 from nullport._gradient_site import GradientSite
-from nullport._graph import DenseSite, Parameter, Site, Use
+from nullport._graph import Parameter, Use
 from nullport._layer import MISMATCH
 from nullport._layout import Layout
+from nullport._site import DenseSite, Site
 from nullport_cupy import _elements
 
 

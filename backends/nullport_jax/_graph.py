@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.shard_alike import shard_alike
 
-from nullport._graph import DenseSite, Linearization, Move, Receive
+from nullport._graph import Linearization, Move, Receive
 from nullport._layout import Layout
+from nullport._site import DenseSite
 from nullport_jax import _elements
 from nullport_jax._optimizer import updates
 from nullport_jax._program import Known, Leaves, Loss, Program, Vector

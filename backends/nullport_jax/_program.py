@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
-from nullport._graph import Site, TangentUnavailable
+from nullport._graph import TangentUnavailable
+from nullport._site import Site
 from nullport_jax._sites import DenseSpec, Spec
 from nullport_jax._trace import (
     CUSTOM_VJP,

@@ -16,8 +16,8 @@ from typing import Any, Protocol
 
 import jax
 
-from nullport._graph import DenseSite, Site
 from nullport._layout import Axes, Layout
+from nullport._site import DenseSite, Site
 from nullport_jax._view import View, flat, row_major
 
 

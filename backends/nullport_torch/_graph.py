@@ -13,8 +13,9 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import Optimizer
 
-from nullport._graph import DenseSite, Linearization, Move, Site, TangentUnavailable, Use
+from nullport._graph import Linearization, Move, TangentUnavailable, Use
 from nullport._layout import Layout
+from nullport._site import DenseSite, Site
 from nullport_torch._ambient import Ambient, NoBackward, dense
 from nullport_torch._checks import (
     ClosureChanged,

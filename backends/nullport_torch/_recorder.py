@@ -24,8 +24,9 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
-from nullport._graph import DenseSite, Use
+from nullport._graph import Use
 from nullport._layout import Layout
+from nullport._site import DenseSite
 from nullport_torch._ambient import BackwardCalled
 from nullport_torch._calls import PARSERS, Call, Contraction
 from nullport_torch._conv import Geometry, bias_layout, weight_layout

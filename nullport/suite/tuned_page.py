@@ -39,7 +39,7 @@ def page(grid: Grid, records: Sequence[Mapping[str, Any]], shown: Mapping[str, s
     found = comparisons(grid, known)
     if not found:
         return "No cell has all its runs yet.\n"
-    parts = [_head(grid, known), _explained(grid, found)]
+    parts = ["# Every method at its own best rate", _head(grid, known), _explained(grid, found)]
     parts += ["## Methods", _notes(grid), _methods(found)]
     schedules = list(dict.fromkeys(c.name[2] for c in found))
     if len(schedules) > 1:

@@ -9,10 +9,11 @@ import pytest
 
 from nullport._capture import Block
 from nullport._direction import Accumulator
-from nullport._graph import DenseSite, Linearization
+from nullport._graph import Linearization
 from nullport._layout import matrix
 from nullport._projection import threshold_filter
 from nullport._rowspace import row_space
+from nullport._site import DenseSite
 
 RNG = np.random.default_rng(0)
 N, OUT, INP = 3, 4, 6

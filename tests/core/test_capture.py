@@ -10,8 +10,9 @@ from helpers.mlp_graph import MLPGraph
 
 from nullport import TeleportConfig
 from nullport._capture import BIAS, capture, explained
-from nullport._graph import DenseSite, Linearization, Parameter, Use
+from nullport._graph import Linearization, Parameter, Use
 from nullport._layout import Layout, matrix
+from nullport._site import DenseSite
 
 W = matrix((), 4, 6)
 W_T = Layout(0, (), W.inp, W.out)

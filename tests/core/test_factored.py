@@ -12,9 +12,10 @@ from nullport import TeleportConfig
 from nullport._arrays import Norms, joined, product_norm
 from nullport._capture import capture
 from nullport._factored import FEWER, known_by_site, length
-from nullport._graph import DenseSite, LayerGraph, Linearization, Move, Parameter, Use
+from nullport._graph import LayerGraph, Linearization, Move, Parameter, Use
 from nullport._layer import Layer, make_layer
 from nullport._layout import Layout, matrix
+from nullport._site import DenseSite
 
 RNG = np.random.default_rng(0)
 N, OUT, INP = 2, 3 * FEWER, 2 * FEWER

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from nullport._capture import Block
 from nullport._direction import Accumulator
 from nullport._gradient_site import GradientSite, layer_input
-from nullport._graph import DenseSite, Linearization
+from nullport._graph import Linearization
 from nullport._layout import matrix
 from nullport._projection import threshold_filter
 from nullport._rowspace import row_space
+from nullport._site import DenseSite
 
 
 def draw(xp: Any, seed: int, *shape: int) -> Any:

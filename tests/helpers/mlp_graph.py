@@ -8,16 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from nullport._graph import (
-    DenseSite,
-    Linearization,
-    Move,
-    Parameter,
-    Receive,
-    TangentUnavailable,
-    Use,
-)
+from nullport._graph import Linearization, Move, Parameter, Receive, TangentUnavailable, Use
 from nullport._layout import Layout, matrix
+from nullport._site import DenseSite
 
 
 class MLPGraph:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nullport import TeleportConfig, _factored
-from nullport._graph import DenseSite
+from nullport._site import DenseSite
 from nullport_torch import teleport
 from nullport_torch._graph import TorchGraph
 
