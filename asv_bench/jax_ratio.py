@@ -1,11 +1,12 @@
 """Print the cost of a jitted JAX teleport in gradients, measured side by side in one process.
 
     python asv_bench/jax_ratio.py               # about five minutes on 2 cores
-    python asv_bench/jax_ratio.py --widths 1024 --flops
+    python asv_bench/jax_ratio.py --widths 1024 --count
 
 The unit is one jitted ``value_and_grad`` of the same network on the same batch. A ratio is the
 median over interleaved repeats. An ascent step after the first is (T(6) - T(1)) / 5, of whole
-teleports of 6 steps and of 1, each one jitted function. ``--flops`` adds what the compiler counts.
+teleports of 6 steps and of 1, each one jitted function. ``--count`` adds what the compiler counts:
+operations in gradients, and bytes read or written in units of all weights (*passes*).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ FIGURES = {64: 2.0, 256: 2.0}
 WHOLE = 4.0
 
 Function = Callable[[], Any]
+Counts = dict[str, float]
 
 
 def network(width: int, depth: int, samples: int) -> tuple[Any, tuple[jax.Array, jax.Array]]:
@@ -58,12 +60,12 @@ def loss_fn(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), y[:, None], 1))
 
 
-def compiled(function: Callable[..., Any], *args: Any) -> tuple[Function, float, float]:
-    """Return the compiled call, the floating-point operations it counts, the time to compile."""
+def compiled(function: Callable[..., Any], *args: Any) -> tuple[Function, Counts, float]:
+    """Return the compiled call, what the compiler counts, the time to compile."""
     start = time.perf_counter()
     made = jax.jit(function).lower(*args).compile()
     seconds = time.perf_counter() - start
-    return lambda: jax.block_until_ready(made(*args)), made.cost_analysis()["flops"], seconds
+    return lambda: jax.block_until_ready(made(*args)), made.cost_analysis(), seconds
 
 
 def times(repeats: int, functions: list[Function]) -> list[list[float]]:
@@ -90,7 +92,7 @@ def show(what: str, value: float, target: float) -> None:
     print(f"{what:<72} {value:8.3g} gradients  (figure: <= {target:g})  {verdict}", flush=True)
 
 
-def measure(width: int, depth: int, samples: int, repeats: int, tangent: str, flops: bool) -> None:
+def measure(width: int, depth: int, samples: int, repeats: int, tangent: str, count: bool) -> None:
     """Print the ratios of one network."""
     params, data = network(width, depth, samples)
     functions = [
@@ -108,10 +110,16 @@ def measure(width: int, depth: int, samples: int, repeats: int, tangent: str, fl
         f"    gradient {1e3 * median(unit):.3g} ms; compiling: gradient {functions[0][2]:.2f} s, "
         f"teleport {functions[1][2]:.2f} s"
     )
-    if flops:
-        counted = [f for _, f, _ in functions]
-        more = (counted[2] - counted[1]) / (STEPS - 1) / counted[0]
-        print(f"    counted operations: step {more:.3g}, teleport {counted[1] / counted[0]:.3g}")
+    if count:
+        counted = [c for _, c, _ in functions]
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+        for name, key, one in (
+            ("operations, in gradients", "flops", counted[0]["flops"]),
+            ("passes over all weights", "bytes accessed", size),
+        ):
+            gradient, whole, many = (c[key] / one for c in counted)
+            step = (many - whole) / (STEPS - 1)
+            print(f"    {name}: gradient {gradient:.3g}, step {step:.3g}, teleport {whole:.3g}")
 
 
 def main() -> None:
@@ -121,13 +129,13 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=0, help="0: by width")
     parser.add_argument("--tangent", default="auto")
-    parser.add_argument("--flops", action="store_true")
+    parser.add_argument("--count", action="store_true")
     given = parser.parse_args()
     print(f"jax {jax.__version__}, {os.cpu_count()} processors, {jax.devices()[0].platform}")
     for width in map(int, given.widths.split(",")):
         repeats = given.repeats or (300 if width < 200 else 40 if width < 1000 else 9)
         for samples in SAMPLES.get(width, (64, 256)):
-            measure(width, given.depth, samples, repeats, given.tangent, given.flops)
+            measure(width, given.depth, samples, repeats, given.tangent, given.count)
 
 
 if __name__ == "__main__":

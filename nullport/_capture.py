@@ -202,7 +202,11 @@ def explained(block: Block, gradient: Array, lin: Linearization) -> Array:
     """
     xp = namespace(gradient)
     z = probe_vector(widen(gradient), gradient.shape[-2])
-    left = (xp.matrix_transpose(widen(gradient)) @ z)[..., None, :]
+    whole = widen(gradient)
+    if block.layout.transposed:
+        left = (xp.matrix_transpose(whole) @ z)[..., None, :]
+    else:  # as it is stored: its transpose a compiler would copy, or read against the grain
+        left = z[None, :] @ whole
     right = xp.zeros_like(left)
     scale = norm(left)
     for index in block.sites:

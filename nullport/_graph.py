@@ -103,13 +103,9 @@ class Move:
 
         The product of the factors then has the order of the weight, and is not transposed itself.
         """
-        out, inp = (
-            max((stride for _, stride in part), default=0)
-            for part in (self.layout.out, self.layout.inp)
-        )
-        if self.left is None or inp <= out:
-            return self
         layout = self.layout
+        if self.left is None or not layout.transposed:
+            return self
         turned = Layout(layout.offset, layout.stack, layout.inp, layout.out)
         return Move(self.parameter, turned, right=self.left, left=self.right)
 

@@ -52,6 +52,12 @@ class Layout:
         return self.offset, _merge(self.stack), _merge(self.out), _merge(self.inp)
 
     @property
+    def transposed(self) -> bool:
+        """Whether the matrix is stored (in, out): its input axes have the largest stride."""
+        out, inp = (max((stride for _, stride in axes), default=0) for axes in (self.out, self.inp))
+        return inp > out
+
+    @property
     def axes(self) -> Axes:
         """All axes, outermost first."""
         return self.stack + self.out + self.inp

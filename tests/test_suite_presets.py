@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from importlib.resources import files
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from nullport import load_backend
 from nullport.cli import main
 from nullport.cli.suite import PRESETS
-from nullport.compare import TASKS
+from nullport.compare import TASKS, Settings, load_task
 from nullport.suite import sensitivity, tuning
 from nullport.suite.checks import BASELINE
 from nullport.suite.grid import Grid, applies
@@ -49,7 +50,7 @@ def test_the_full_grid_has_all_tasks_optimizers_and_methods() -> None:
     assert pairs == {(task, optimizer) for task in tasks for optimizer in optimizers}
     assert tasks < set(TASKS)
     methods = {"nullport", "paper", "symmetry", "slp", "random", "matched rate"}
-    assert set(declared.methods) == methods
+    assert set(declared.methods) == methods | {"paper, unchecked"}
     # nullport and the paper's settings are in every cell, the others where their section says.
     everywhere = [{m for c, m in declared.pairs() if c is cell} for cell in declared.cells]
     assert all({BASELINE, "nullport", "paper"} <= found for found in everywhere)
@@ -86,7 +87,14 @@ def test_patterns_of_sensitivity_fit_its_cells(name: str) -> None:
     section = declared.sensitivity
     assert section is not None
     mine = [cell for cell in declared.cells if applies(section, cell)]
-    assert {cell["model"] for cell in mine} == {"mlp"}  # whose weights have these names
+    patterns = [
+        p for key in ("include", "exclude") for group in section.get(key, []) for p in group
+    ]
+    models = pytest.importorskip("nullport_torch._models")
+    for model in {cell["model"] for cell in mine}:
+        built = models.build(load_task("digits"), Settings.make("digits", model=model))
+        names = [name for name, _ in built.named_parameters()]
+        assert all(fnmatch.filter(names, pattern) for pattern in patterns)
     settings = declared.trials(mine[0], "nullport")[0]
     names = {name.partition(" = ")[0] for name in sensitivity.variants(settings.teleport, section)}
     assert "exclude" in names

@@ -72,7 +72,6 @@ def test_the_page_has_every_section_and_links_its_pictures(tmp_path: Path) -> No
     assert len(links) == 2
     for path in paths[1:]:
         assert image.imread(path).shape[0] > 100
-    assert "best" not in page
     assert "3 rates" in page
     assert "on 1 seed that" in page
     assert "- **nullport**: the default\n" in page
