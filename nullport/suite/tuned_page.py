@@ -59,12 +59,13 @@ def page(grid: Grid, records: Sequence[Mapping[str, Any]], shown: Mapping[str, s
 
 def _head(grid: Grid, known: Records) -> str:
     runs = [record for record in known.values() if "seconds" in record]
-    hours = sum(record["seconds"] for record in runs) / 3600
+    minutes = sum(record["seconds"] for record in runs) / 60
+    taken = f"{minutes / 60:.1f} hours" if minutes > 90 else f"{minutes:.0f} minutes"
     named = ", ".join(f"{name} {version}" for name, version in runs[0]["versions"].items())
     tried = len({job.key for job in trials(grid)})
     return (
         f"{len(known)} records ({tried} of them trials of rates) in {len(grid.cells)} cells; steps "
-        f"and teleports took {hours:.1f} hours of one core, evaluations not counted. {named}, "
+        f"and teleports took {taken} of one core, evaluations not counted. {named}, "
         f"{os.cpu_count()} processors."
     )
 
