@@ -53,7 +53,7 @@ class Layout:
 
     @property
     def transposed(self) -> bool:
-        """Whether the matrix is stored (in, out): its input axes have the largest stride."""
+        """Whether the matrix is stored (in, out), its input axes having the largest stride."""
         out, inp = (max((stride for _, stride in axes), default=0) for axes in (self.out, self.inp))
         return inp > out
 
