@@ -104,7 +104,7 @@ def measure(width: int, depth: int, samples: int, repeats: int, tangent: str, co
     pairs = zip(many, one, strict=True)
     step = median((b - a) / (STEPS - 1) for b, a in pairs) / median(unit)
     name = f"width {width}, depth {depth}, {samples} samples"
-    show(f"ascent step, {name}", step, FIGURES.get(width, 1.7))
+    show(f"ascent step, {name}", step, FIGURES.get(width, 1.4))
     show(f"whole one-step teleport, {name}", median(one) / median(unit), WHOLE)
     print(
         f"    gradient {1e3 * median(unit):.3g} ms; compiling: gradient {functions[0][2]:.2f} s, "

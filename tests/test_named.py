@@ -114,7 +114,7 @@ def test_a_task_of_ones_own(file: str) -> None:
     task = load_task(f"{file}:plain", "folder")
     assert (task.name, task.kind, task.form) == (f"{file}:plain", "regression", "vector")
     assert task.build is task.criterion is None
-    with pytest.raises(TypeError, match=r"number: returned a int, expected a nullport\.compare"):
+    with pytest.raises(BadTarget, match=r"number: returned a int, expected a nullport\.compare"):
         load_task(f"{file}:number")
     with pytest.raises(RuntimeError, match="the user's own error"):
         load_task(f"{file}:broken")

@@ -108,6 +108,10 @@ def test_patterns_of_sensitivity_fit_its_cells(name: str) -> None:
         (["--preset", "nope"], "invalid preset: 'nope'; allowed: quick, full"),
         (["--preset", "quick", "--processes", "0"], "invalid processes: 0; allowed: an integer"),
         (["--preset", "quick", "--backend", "tf"], "unknown backend 'tf'; available: "),
+        (
+            ["--preset", "quick", "--report", "no/where.md"],
+            "invalid report: 'no/where.md'; allowed",
+        ),
         (["nowhere.toml"], "nowhere.toml"),
     ],
 )

@@ -71,9 +71,23 @@ def test_a_barrier_that_is_no_number_is_none(pairs: Pairs) -> None:
     class Walled(OneWeight):
         loss = staticmethod(lambda w: 0.5 if abs(w) == 1 else math.inf)
 
-    found = barrier.measure(pairs, task(), backend(Walled))
-    assert found["barrier"]["nullport"] is None
-    assert found["barrier"][OTHER_SEED] == 0.0
+    class Lost(OneWeight):
+        loss = staticmethod(lambda w: 0.5 if w < 0 else math.inf)
+
+    for trainer in (Walled, Lost):
+        found = barrier.measure(pairs, task(), backend(trainer))
+        assert found["barrier"]["nullport"] is None
+        assert found["barrier"][OTHER_SEED] == 0.0
+        json.dumps(found, allow_nan=False)
+
+
+def test_only_teleports_of_nullport_are_varied(tmp_path: Path) -> None:
+    other = '[methods.other]\nmethod = "random"\nat = [3]\n'
+    start = TUNED[: TUNED.index("[methods")]
+    declared = grid(tmp_path, start + other + "[methods.mine]\n" + PARTS)
+    assert declared.varied == "mine"
+    with pytest.raises(ValueError, match=r"\[sensitivity\] with only other; allowed"):
+        grid(tmp_path, start + other + PARTS)
 
 
 DECLARED: dict[str, Any] = {"include": [["1.*", "3.*"]], "exclude": [["1.*"], ["3.*"]]}

@@ -100,7 +100,7 @@ def test_what_the_tables_say(tmp_path: Path) -> None:
     assert row(sensitive, "budget = 0.02")[1] == "-10.0 % (-10.0 % … -10.0 %), 2.0 / 1.0"
     rates = section(page, "Rates and losses")
     # The median of seeds 0, 1, 2 at the lowest of the rates, which is marked as an edge.
-    assert row(rates, "digits, mlp, sgd, cosine")[1:3] == ["1.02", "1.02"]
+    assert row(rates, "digits, mlp, sgd, cosine")[1:3] == ["1.02 (1.01 … 1.03)"] * 2
     assert set(row(rates, "digits, mlp, sgd, cosine")[3:]) == {r"0.01\*"}
 
 

@@ -197,3 +197,10 @@ def timeless(record: dict[str, Any]) -> Any:
     """Drop the seconds, wherever they are."""
     text = json.dumps({k: v for k, v in record.items() if "seconds" not in k})
     return json.loads(text, object_hook=lambda d: {k: v for k, v in d.items() if k != "seconds"})
+
+
+def test_a_run_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("nullport_torch")
+    text = TUNED.replace('method = "random"', 'method = "symmetry"').replace(", steps = 2", "")
+    with pytest.raises(ValueError, match=r"^random on digits, mlp: "):
+        runner.run_grid(grid(tmp_path, text), tmp_path / "runs.jsonl")

@@ -15,7 +15,7 @@ from nullport.suite import tuning
 from nullport.suite.checks import BASELINE
 from nullport.suite.grid import Grid, Job
 from nullport.suite.statistics import interval
-from nullport.suite.tuned import Comparison, comparisons, name_of
+from nullport.suite.tuned import Comparison, _relative, comparisons, name_of
 
 METHODS = (BASELINE, "nullport", "paper", "random")
 
@@ -183,3 +183,20 @@ def test_a_comparison_keeps_the_methods_own_rate(tmp_path: Path) -> None:
     }  # fmt: skip
     same = replace(choices["nullport"].settings, lr=0.1, at=())
     assert same == choices[BASELINE].settings
+
+
+@pytest.mark.parametrize(
+    ("mine", "base", "change"),
+    [
+        (3.0, 2.0, 0.5),
+        (0.0, 0.0, 0.0),
+        (1.0, 0.0, math.inf),
+        (None, 2.0, math.inf),
+        (2.0, None, math.inf),
+        (None, None, math.inf),
+    ],
+)
+def test_changes_of_losses_that_are_none_or_zero(
+    mine: float | None, base: float | None, change: float
+) -> None:
+    assert _relative({"valid_loss": mine}, {"valid_loss": base}, "valid_loss") == change

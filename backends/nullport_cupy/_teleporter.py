@@ -62,6 +62,11 @@ class Teleporter(Generic[Graph]):
         """Report of the last teleport, or None."""
         return self.history[-1] if self.history else None
 
+    @property
+    def due(self) -> bool:
+        """Whether the policy would teleport before the next step."""
+        return self._policy.due
+
     def maybe_step(self, batch: Any, guard: Any = None, others: Any = None) -> bool:
         """Count a training step, and teleport if one is due.
 
@@ -74,7 +79,7 @@ class Teleporter(Generic[Graph]):
             Whether weights were moved; they are those of :attr:`graph`.
         """
         ready = guard is not None or len(self._recent) == KEPT
-        due = ready and self._policy.due
+        due = ready and self.due
         moved = bool(self.step(batch, guard, others).accepted) if due else False
         if self._policy.near(KEPT):
             self._recent = [*self._recent, batch][-KEPT:]

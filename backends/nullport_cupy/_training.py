@@ -85,7 +85,7 @@ class ArrayTrainer:
     @property
     def due(self) -> bool:
         """Whether the policy would teleport before the next step."""
-        return self._teleporter._policy.due
+        return self._teleporter.due
 
     def weights(self) -> list[Array]:
         """Return copies of all parameters on the host, ordered by name."""

@@ -72,6 +72,11 @@ class Teleporter:
         """Report of the last teleport, or None."""
         return self.history[-1] if self.history else None
 
+    @property
+    def due(self) -> bool:
+        """Whether the policy would teleport before the next step."""
+        return self._policy.due
+
     def maybe_step(
         self, closure: Closure, guard: Closure | None = None, others: Closure | None = None
     ) -> TeleportReport | None:
@@ -91,7 +96,7 @@ class Teleporter:
             self._recent += [bind(closure, data) for data in self._resumed]
         self._resumed = []
         ready = self._optimizer is None or guard is not None or len(self._recent) == KEPT
-        due = ready and self._policy.due
+        due = ready and self.due
         self._handed = None
         report = self.step(closure, guard, others) if due else None
         if self._optimizer is not None and self._policy.near(KEPT):

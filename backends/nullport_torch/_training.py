@@ -81,8 +81,7 @@ class TorchTrainer:
     @property
     def due(self) -> bool:
         """Whether the policy would teleport before the next step."""
-        policy = self._teleporter._policy if self._turns is None else self._turns.policy
-        return policy.due
+        return self._teleporter.due if self._turns is None else self._turns.policy.due
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate."""
@@ -167,7 +166,8 @@ class TorchTrainer:
     def load(self, weights: Sequence[Array]) -> None:
         """Put back what :meth:`weights` returned."""
         self._captured = None  # a gradient of other weights
-        for tensor, array in zip(self._state(), weights, strict=True):
+        pairs = list(zip(self._state(), weights, strict=True))  # all, before any is written
+        for tensor, array in pairs:
             tensor.copy_(torch.from_numpy(array))
 
     def _state(self) -> list[Tensor]:

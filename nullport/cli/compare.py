@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
         task = load_task(settings.task, arguments.data)
         check(settings, task, backend)
         folder = writable(arguments.out)
-    except (ValueError, TypeError, MissingData) as error:
+    except (ValueError, MissingData) as error:
         raise UsageError(str(error)) from error
     with bar(settings, quiet=arguments.quiet) as progress:
         results = compare(settings, task, backend, progress)

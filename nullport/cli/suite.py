@@ -56,6 +56,9 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.processes < 1:
         msg = f"invalid processes: {arguments.processes}; allowed: an integer of at least 1"
         raise UsageError(msg)
+    if arguments.report and not Path(arguments.report).absolute().parent.is_dir():
+        msg = f"invalid report: {arguments.report!r}; allowed: a file in an existing folder"
+        raise UsageError(msg)
     try:
         path = source(arguments)
         declared = Grid.read(path)
@@ -78,7 +81,7 @@ def run(arguments: argparse.Namespace) -> None:
                 print(written)
         else:
             print(report.page(grid, records))
-    except (ValueError, TypeError, MissingData, OSError) as error:
+    except (ValueError, MissingData, OSError) as error:
         raise UsageError(str(error)) from error
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 
 class BadTarget(ValueError):  # noqa: N818
-    """A name that stands for no function; the message says what is allowed."""
+    """A name that stands for no function of the kind; the message says what is allowed."""
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from nullport.compare.images import cifar10, digits, mnist
-from nullport.compare.named import named
+from nullport.compare.named import BadTarget, named
 from nullport.compare.tables import diabetes, ett, housing
 from nullport.compare.task import Task
 from nullport.compare.texts import shakespeare, wikitext
@@ -26,8 +26,7 @@ def load_task(name: str, data: str | Path | None = None) -> Task:
             needed for ``"digits"`` and ``"diabetes"``.
 
     Raises:
-        ValueError: If the name is unknown.
-        TypeError: If the function returns anything but a task.
+        ValueError: If the name is unknown, or the function returns anything but a task.
         MissingData: If files of the dataset are missing; the message says how to get them.
         MissingExtra: If the task needs a package that is not installed.
     """
@@ -36,7 +35,7 @@ def load_task(name: str, data: str | Path | None = None) -> Task:
             task = function(data)
         if not isinstance(task, Task):
             msg = f"{name}: returned a {type(task).__name__}, expected a nullport.compare.Task"
-            raise TypeError(msg)
+            raise BadTarget(msg)
         return replace(task, name=name)
     if name not in TASKS:
         msg = f"invalid task: {name!r}; allowed: {', '.join(TASKS)} or FILE.py:FUNCTION"

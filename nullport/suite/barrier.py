@@ -12,6 +12,7 @@ seeds are measured too, for scale.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -90,17 +91,25 @@ def measure(pairs: Pairs, task: Task, backend: Backend) -> dict[str, Any]:
             _loss(trainer, [(1 - t) * a + t * b for a, b in zip(here, there, strict=True)], task)
             for t in np.linspace(0, 1, POINTS).tolist()
         ]
-        straight = np.linspace(losses[0], losses[-1], POINTS)
-        record["barrier"][name] = float(np.max(np.array(losses) - straight))
-        record["distance"][name] = _norm([a - b for a, b in zip(here, there, strict=True)]) / _norm(
-            here
-        )
+        gap = _norm([a - b for a, b in zip(here, there, strict=True)])
+        record["barrier"][name], record["distance"][name] = height(losses), gap / _norm(here)
     return {
         "key": pairs.key,
         "settings": plain_settings(pairs.settings),
         "seed": pairs.base.seed,
         **plain({**record, "final_loss": _loss(trainer, here, task)}),
     }
+
+
+def height(losses: Sequence[float]) -> float:
+    """Return the barrier of losses at equal distances, not a finite number if one is not.
+
+    >>> height([1.0, 5.0, 3.0])
+    3.0
+    """
+    if not np.isfinite(losses).all():
+        return math.nan
+    return float(np.max(np.array(losses) - np.linspace(losses[0], losses[-1], len(losses))))
 
 
 def _trained(job: Job, task: Task, backend: Backend) -> tuple[Trainer, list[Array]]:

@@ -135,6 +135,8 @@ class Grid:
         )
         for cell, method in grid.pairs():  # every setting is checked before anything runs
             grid.trials(cell, method)
+        if grid.sensitivity is not None:
+            _ = grid.varied
         return grid
 
     def within(self, methods: Sequence[str]) -> Grid:
@@ -152,6 +154,19 @@ class Grid:
             msg = f"invalid grid: only {', '.join(self.methods)}; allowed with this backend: "
             raise ValueError(msg + "methods of " + ", ".join(sorted(known)))
         return replace(self, methods=kept)
+
+    @property
+    def varied(self) -> str:
+        """The method whose teleports ``[sensitivity]`` varies: the first that is nullport's.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        for name, change in self.methods.items():
+            if change.get("method", NULLPORT) == NULLPORT:
+                return name
+        msg = f"invalid grid: [sensitivity] with only {', '.join(self.methods)}; allowed: "
+        raise ValueError(msg + "with a method of nullport's")
 
     def pairs(self) -> Iterator[tuple[Entry, str]]:
         """Yield every cell with every method that is run on it, the baseline first."""

@@ -81,7 +81,7 @@ def results(grid: Grid, records: Sequence[Mapping[str, Any]]) -> Iterator[Work]:
     found = tuning.choices(grid, {record["key"]: record for record in records})
     yield from (job for choice in found for job in choice.jobs())
     if grid.sensitivity is not None:
-        yield from sensitivity.jobs(found, grid.sensitivity, next(iter(grid.methods)))
+        yield from sensitivity.jobs(found, grid.sensitivity, grid.varied)
     if grid.connectivity is not None:
         yield from barrier.pairs(found, grid.connectivity)
 
@@ -157,10 +157,14 @@ def _record(job: Work, backend: str, data: str | None) -> Record:
     task = _task(job.settings.task, data)
     if isinstance(job, Pairs):
         return barrier.measure(job, task, adapter)
-    trainer = adapter.trainer(task, job.settings, job.seed)
-    outcome = Training(
-        job.arm, job.seed, trainer, task, job.settings, None, POINTS, True, SAMPLE
-    ).run()
+    try:
+        trainer = adapter.trainer(task, job.settings, job.seed)
+        training = Training(job.arm, job.seed, trainer, task, job.settings, None, POINTS)
+        training.watch, training.sample = True, SAMPLE
+        outcome = training.run()
+    except ValueError as error:  # of a grid, nobody knows which run it was
+        msg = f"{job.method} on {task.name}, {job.settings.model}: {error}"
+        raise ValueError(msg) from error
     return {
         "key": job.key,
         "settings": plain_settings(job.settings),

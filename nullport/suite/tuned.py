@@ -117,10 +117,7 @@ def compared(
             axis: tuple(_change(a, b, axis, scales) for a, b in zip(mine, theirs, strict=True))
             for axis in AXES
         },
-        tuple(
-            loss(a, "valid_loss") / loss(b, "valid_loss") - 1
-            for a, b in zip(mine, theirs, strict=True)
-        ),
+        tuple(_relative(a, b, "valid_loss") for a, b in zip(mine, theirs, strict=True)),
     )
 
 
@@ -141,7 +138,7 @@ def _change(mine: Record, base: Record, axis: str, scales: Sequence[float]) -> f
     if not mine["finite"]:
         return math.inf
     if axis == "spent":  # both end with the budget
-        return loss(mine) / loss(base) - 1
+        return _relative(mine, base, "final_loss")
     curves = []
     for run, scale in zip((mine, base), scales, strict=True):
         places = np.array(run["curve"][axis], float)
@@ -152,6 +149,14 @@ def _change(mine: Record, base: Record, axis: str, scales: Sequence[float]) -> f
     a, b = (_at(end, places, losses) for places, losses in curves)
     change = a / b - 1
     return change if math.isfinite(change) else math.inf
+
+
+def _relative(mine: Record, base: Record, name: str) -> float:
+    """Return the change of a loss, infinite where there is none or it was 0."""
+    a, b = loss(mine, name), loss(base, name)
+    if a == b:
+        return 0.0 if math.isfinite(b) else math.inf
+    return a / b - 1 if 0 < b < math.inf else math.inf
 
 
 def _median(values: Iterable[float]) -> float:

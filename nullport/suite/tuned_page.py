@@ -171,14 +171,18 @@ def _rates(found: Sequence[Choice], known: Records) -> str:
             continue
         runs = [known[job.key] for job in mine[BASELINE].jobs() if job.key in known]
         losses = [[loss(run, name) for run in runs] for name in ("final_loss", "valid_loss")]
-        texts = [f"{median(values):.4g}" if values else "" for values in losses]
+        texts = [_range(values) if values else "" for values in losses]
         rates = [_rate(mine[m]) if m in mine else "" for m in methods]
         rows.append([", ".join(name_of(mine[BASELINE])), *texts, *rates])
     text = (
-        "Median losses without teleports, and the rate of every method; \\* marks the lowest or "
-        "highest rate tried.\n\n"
+        "Median losses without teleports (range over seeds), and the rate of every method; "
+        "\\* marks the lowest or highest rate tried.\n\n"
     )
     return text + table(["cell", "train loss", "validation loss", *methods], rows)
+
+
+def _range(values: Sequence[float]) -> str:
+    return f"{median(values):.4g} ({min(values):.4g} … {max(values):.4g})"
 
 
 def _rate(choice: Choice) -> str:

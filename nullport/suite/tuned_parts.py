@@ -22,7 +22,7 @@ def parts(grid: Grid, known: Records) -> Iterator[str]:
         yield _connectivity(found, grid.connectivity, known)
     if grid.sensitivity is not None:
         yield "## Sensitivity"
-        yield _sensitivity(found, grid.sensitivity, next(iter(grid.methods)), known)
+        yield _sensitivity(found, grid.sensitivity, grid.varied, known)
 
 
 def _connectivity(found: Sequence[Choice], section: Mapping[str, Any], known: Records) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.trainers import check_weights_can_be_put_back
 
 from nullport import TeleportConfig, load_backend
 from nullport.cli import main
@@ -100,23 +101,7 @@ def trainer_of(task: Task, **given: Any) -> Any:
 def test_weights_can_be_put_back(model: Any) -> None:
     task = toy(*KINDS[model])
     trainer = trainer_of(task, model=model, depth=1, every=2, width=16)
-    kept, before = trainer.weights(), trainer.evaluate(*part(task, 0))
-    due = []
-    for start in (0, 16, 32):
-        due.append(trainer.due)
-        trainer.teleport(part(task, start), part(task, 48), part(task, 64))
-        trainer.step(part(task, start))
-    assert due == [False, False, True]
-    assert trainer.evaluate(*part(task, 0)) != before
-    trainer.teleport(part(task, 0), part(task, 48), part(task, 64), now=True)
-    trainer.load(kept)
-    assert trainer.evaluate(*part(task, 0)) == before
-    assert trainer.step(part(task, 0))[1] == 1.0  # not the gradient of other weights
-    assert trainer.evaluate(*part(task, 0)) != before
-    trainer.load(kept)  # the step has not written into what was put back
-    assert trainer.evaluate(*part(task, 0)) == before
-    with pytest.raises(ValueError, match="zip"):
-        trainer.load(kept[1:])
+    check_weights_can_be_put_back(trainer, lambda i: part(task, 16 * i))
 
 
 def test_leaky_and_without_biases() -> None:

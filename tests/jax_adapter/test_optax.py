@@ -80,6 +80,8 @@ def test_a_teleport_is_the_move_and_the_step_there() -> None:
     moved, report = teleport(loss_fn, params, *data, tx=tx, opt_state=inner, config=CONFIG)
     assert report.accepted
     assert int(after.accepted) == 1
+    # In full: the caller's gradient is computed too, and the step takes the teleport's instead.
+    assert float(after.policy.spent) == pytest.approx(float(report.cost), rel=1e-6)
     there, _ = tx.update(jax.grad(loss_fn)(moved, *data), inner, moved)
     got, wanted = optax.apply_updates(params, updates), optax.apply_updates(moved, there)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), got, wanted)

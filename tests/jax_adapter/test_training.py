@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.trainers import check_weights_can_be_put_back
 
 from nullport import TeleportConfig, load_backend
 from nullport.compare import Settings, Task, run
@@ -71,22 +72,7 @@ def part(task: Task, start: int) -> tuple[Any, Any]:
 @pytest.mark.parametrize("model", ["mlp", "transformer"])
 def test_weights_can_be_put_back(toy: Task, model: Any) -> None:
     settings = Settings.make("toy", model=model, width=8, depth=1, batch=16, every=2)
-    trainer = JaxTrainer(toy, settings, 0)
-    kept, before = trainer.weights(), trainer.evaluate(*part(toy, 0))
-    due = []
-    for start in (0, 16, 32):
-        due.append(trainer.due)
-        trainer.teleport(part(toy, start), part(toy, 48), part(toy, 64))
-        trainer.step(part(toy, start))
-    assert due == [False, False, True]
-    assert trainer.evaluate(*part(toy, 0)) != before
-    trainer.teleport(part(toy, 0), part(toy, 48), part(toy, 64), now=True)
-    trainer.load(kept)
-    assert trainer.evaluate(*part(toy, 0)) == before
-    assert trainer.step(part(toy, 0))[1] == 1.0  # not the gradient of other weights
-    assert trainer.evaluate(*part(toy, 0)) != before
-    with pytest.raises(ValueError, match="zip"):
-        trainer.load(kept[1:])
+    check_weights_can_be_put_back(JaxTrainer(toy, settings, 0), lambda i: part(toy, 16 * i))
 
 
 def test_leaky_and_without_biases(toy: Task) -> None:
