@@ -217,6 +217,10 @@ class Extended:
         ("compare --every 0", "invalid every: 0; allowed: 'auto' or an integer of at least 1"),
         ("compare --lr 0", "invalid lr: 0.0; allowed: a finite number above 0"),
         (
+            "compare --method symmetry --quiet",
+            "symmetry on digits, mlp: invalid layer: Linear(in_features=64, out_features=256, bias",
+        ),
+        (
             "compare --method slp",
             "invalid method for torch: 'slp'; allowed: 'nullport', 'symmetry'",
         ),

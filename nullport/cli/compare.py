@@ -57,8 +57,12 @@ def run(arguments: argparse.Namespace) -> None:
         folder = writable(arguments.out)
     except (ValueError, MissingData) as error:
         raise UsageError(str(error)) from error
-    with bar(settings, quiet=arguments.quiet) as progress:
-        results = compare(settings, task, backend, progress)
+    try:
+        with bar(settings, quiet=arguments.quiet) as progress:
+            results = compare(settings, task, backend, progress)
+    except ValueError as error:  # as of a method that cannot take the network
+        msg = f"{settings.method} on {task.name}, {settings.model}: {error}"
+        raise UsageError(msg) from error
     if not arguments.quiet:
         require("rich.console").Console().print(table(results))
     for path in write(results, folder, plot):

@@ -59,8 +59,8 @@ def page(grid: Grid, records: Sequence[Mapping[str, Any]], shown: Mapping[str, s
 
 def _head(grid: Grid, known: Records) -> str:
     runs = [record for record in known.values() if "seconds" in record]
-    minutes = sum(record["seconds"] for record in runs) / 60
-    taken = f"{minutes / 60:.1f} hours" if minutes > 90 else f"{minutes:.0f} minutes"
+    seconds = sum(record["seconds"] for record in runs)
+    taken = f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{seconds:.0f} seconds"
     named = ", ".join(f"{name} {version}" for name, version in runs[0]["versions"].items())
     tried = len({job.key for job in trials(grid)})
     return (
