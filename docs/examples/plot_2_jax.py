@@ -54,8 +54,8 @@ print(report)
 # hands out the move and the optimizer's step after it as one update; ``update`` takes the batch for
 # it. ``example`` gives the shapes of a batch, of which it keeps the last two.
 #
-# Compute is counted in gradients of a batch; ``state.policy.spent`` is what teleports have used, to
-# which one comes for each: the gradient that this loop computes all the same.
+# Compute is counted in gradients of a batch; ``state.policy.spent`` is what teleports have used,
+# beyond the one gradient of every step.
 
 
 def train(tx, teleports, budget=600):
@@ -76,14 +76,10 @@ def train(tx, teleports, budget=600):
         chosen = draw.integers(0, len(images), 64)
         params, state = step(params, state, images[chosen], labels[chosen])
         steps += 1
-        spent = steps + (charged(state) if teleports else 0.0)
+        spent = steps + (float(state.policy.spent) if teleports else 0.0)
         if steps % 10 == 1:
             curve.append((spent, float(evaluate(params, images, labels))))
     return curve, state
-
-
-def charged(state):
-    return float(state.policy.spent + state.accepted + state.refused)
 
 
 sgd, example = optax.sgd(0.03), (images[:64], labels[:64])
@@ -91,7 +87,7 @@ plain, _ = train(sgd, teleports=False)
 teleported, state = train(teleporting(sgd, loss_fn, horizon=600, example=example), teleports=True)
 print(
     f"{int(state.accepted)} teleports kept, {int(state.refused)} undone, "
-    f"{charged(state):.0f} of 600 gradients spent on them"
+    f"{float(state.policy.spent):.0f} of 600 gradients spent on them"
 )
 
 # %%
