@@ -68,7 +68,7 @@ package: $(VENV)/.dev  ## Build the wheel, install it in an empty environment, t
 	$(BIN)/python -m build --wheel -o dist
 	$(PYTHON) -m venv build/empty
 	build/empty/bin/python -m pip install -q -c constraints.txt dist/*.whl
-	cd build && empty/bin/python -c "import nullport; print('installed wheel:', nullport.available_backends())"
+	cd build && empty/bin/python -c "from nullport.lab import available_backends; print('installed wheel:', available_backends())"
 	cd build && empty/bin/nullport --version
 	build/empty/bin/python -m pip install -q -c constraints.txt scikit-learn
 	build/empty/bin/python docs/examples/numpy_networks.py

@@ -96,9 +96,9 @@ def rivals(backend: str) -> None:
     """Ten steps against the paper taken literally and against symmetry teleportation."""
     if not backend.startswith("torch"):
         return  # the rivals are in torch
-    from nullport_torch.rivals import literal
-    from nullport_torch.rivals.problem import Problem
-    from nullport_torch.rivals.symmetry_published import symmetry_teleport
+    from nullport_torch.lab.baselines import literal
+    from nullport_torch.lab.baselines.problem import Problem
+    from nullport_torch.lab.baselines.symmetry_published import symmetry_teleport
 
     made = network(backend, Size(2048))
     ours, theirs = medians(

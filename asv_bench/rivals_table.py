@@ -41,7 +41,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from rivals.comparison import Plan, Row, compare
 
-from nullport.compare import load_task
+from nullport.lab.compare import load_task
 
 HEADINGS = {
     "name": "method",

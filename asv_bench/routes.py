@@ -20,7 +20,7 @@ from torch import Tensor
 
 from nullport._budget import BudgetFilter
 from nullport._rowspace import row_space
-from nullport.compare import load_task
+from nullport.lab.compare import load_task
 
 OUT = 128
 

@@ -10,7 +10,6 @@ The main path through the core, in reading order:
 Authors of adapters find what they need in :mod:`nullport.protocol`.
 """
 
-from nullport._backends import available_backends, load_backend
 from nullport._config import TeleportConfig
 from nullport._driver import teleport
 from nullport._graph import LayerGraph
@@ -22,7 +21,5 @@ __all__ = [
     "LayerGraph",
     "TeleportConfig",
     "TeleportReport",
-    "available_backends",
-    "load_backend",
     "teleport",
 ]

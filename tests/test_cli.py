@@ -16,9 +16,9 @@ import pytest
 
 import nullport
 from nullport import TeleportConfig
-from nullport.cli import errors, main, parser
-from nullport.cli.options import add_options, converter, descriptions, given
-from nullport.compare import Results, Settings
+from nullport.lab.cli import errors, main, parser
+from nullport.lab.cli.options import add_options, converter, descriptions, given
+from nullport.lab.compare import Results, Settings
 
 QUICK = ["compare", "--seeds", "1", "--budget", "20", "--width", "16", "--every", "5"]
 
@@ -350,7 +350,7 @@ def test_doctor_says_why_a_backend_cannot_be_loaded(
     error: Exception,
     message: str,
 ) -> None:
-    monkeypatch.setattr("nullport.cli.doctor.load_backend", raising(error))
+    monkeypatch.setattr("nullport.lab.cli.doctor.load_backend", raising(error))
     assert main(["doctor"]) == 0
     assert message in capsys.readouterr().out
 
@@ -372,7 +372,7 @@ def raising(error: Exception) -> Any:
 def test_interrupts_are_quiet(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nullport.cli.doctor.versions", raise_interrupt)
+    monkeypatch.setattr("nullport.lab.cli.doctor.versions", raise_interrupt)
     assert main(["doctor"]) == 130
     assert capsys.readouterr().err == "nullport: interrupted\n"
 
@@ -393,10 +393,10 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_runs_as_a_module_and_imports_nothing_heavy() -> None:
-    module = [sys.executable, "-m", "nullport", "--version"]
+    module = [sys.executable, "-m", "nullport.lab", "--version"]
     assert subprocess.check_output(module, text=True).startswith("nullport ")
     code = (
-        "import sys, nullport, nullport.cli, nullport.compare\n"
+        "import sys, nullport, nullport.lab.cli, nullport.lab.compare\n"
         "heavy = {'torch', 'jax', 'rich', 'matplotlib', 'sklearn', 'scipy'} & set(sys.modules)\n"
         "sys.exit(', '.join(heavy) or 0)"
     )

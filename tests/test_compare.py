@@ -12,15 +12,15 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from nullport import TeleportConfig, TeleportReport, load_backend
-from nullport._backends import Backend
+from nullport import TeleportConfig, TeleportReport
 from nullport._report import Cause
-from nullport.compare import Results, Run, Settings, Task, check, load_task, run
-from nullport.compare.loop import ARMS
-from nullport.compare.plot import curves, plot
-from nullport.compare.records import Point, Teleport
-from nullport.compare.table import table
-from nullport.compare.training import EVALUATED, POINTS, learning_rate
+from nullport.lab.backends import Backend, load_backend
+from nullport.lab.compare import Results, Run, Settings, Task, check, load_task, run
+from nullport.lab.compare.loop import ARMS
+from nullport.lab.compare.plot import curves, plot
+from nullport.lab.compare.records import Point, Teleport
+from nullport.lab.compare.table import table
+from nullport.lab.compare.training import EVALUATED, POINTS, learning_rate
 
 COST = 2.5
 

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from helpers.suite import OneWeight, backend, task
 
-from nullport import load_backend
-from nullport._backends import Backend
-from nullport.compare import Run, Settings, Task, Trainer, check, load_task
-from nullport.compare.training import EVALUATED, Training
+from nullport.lab.backends import Backend, load_backend
+from nullport.lab.compare import Run, Settings, Task, Trainer, check, load_task
+from nullport.lab.compare.training import EVALUATED, Training
 
 NEVER = (10**6,)
 

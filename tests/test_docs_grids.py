@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nullport.cli import main
+from nullport.lab.cli import main
 
 PAGE = Path(__file__).parents[1] / "docs" / "grids.md"
 

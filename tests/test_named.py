@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nullport.cli import main
-from nullport.compare import Settings, Task, check, load_task
-from nullport.compare.named import BadTarget, named
-from nullport.suite import runner
+from nullport.lab.cli import main
+from nullport.lab.compare import Settings, Task, check, load_task
+from nullport.lab.compare.named import BadTarget, named
+from nullport.lab.suite import runner
 
 OWN = """
 import numpy as np
-from nullport.compare import Task
+from nullport.lab.compare import Task
 from beside_own import OUTPUTS
 
 def data_of(name, **given):
@@ -87,7 +87,7 @@ def test_a_function_of_a_file_or_of_a_module(file: str) -> None:
         assert function("a").name == "a"
         assert sys.path[0] == str(Path(file).parent)
     assert sys.path == before
-    with named("nullport.compare:load_task") as function:
+    with named("nullport.lab.compare:load_task") as function:
         assert function is load_task
 
 
@@ -114,14 +114,14 @@ def test_a_task_of_ones_own(file: str) -> None:
     task = load_task(f"{file}:plain", "folder")
     assert (task.name, task.kind, task.form) == (f"{file}:plain", "regression", "vector")
     assert task.build is task.criterion is None
-    with pytest.raises(BadTarget, match=r"number: returned a int, expected a nullport\.compare"):
+    with pytest.raises(BadTarget, match=r"number: returned a int, expected a nullport\.lab"):
         load_task(f"{file}:number")
     with pytest.raises(RuntimeError, match="the user's own error"):
         load_task(f"{file}:broken")
 
 
 def test_a_network_of_ones_own_fits_any_model(file: str) -> None:
-    load_backend = pytest.importorskip("nullport").load_backend
+    load_backend = pytest.importorskip("nullport.lab").load_backend
     pytest.importorskip("torch")
     backend = load_backend("torch")
     target = f"{file}:network"
@@ -160,7 +160,7 @@ def test_compare_takes_a_task_from_a_file(cli: None, file: str, tmp_path: Path, 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("number", "number: returned a int, expected a nullport.compare.Task"),
+        ("number", "number: returned a int, expected a nullport.lab.compare.Task"),
         ("nope", "no such function in own.py: 'nope'; its functions"),
     ],
 )
@@ -193,7 +193,7 @@ def test_a_grid_takes_networks_of_ones_own(cli: None, file: str, tmp_path: Path)
 
 
 def test_build_must_return_a_module(cli: None, file: str) -> None:
-    from nullport import load_backend
+    from nullport.lab import load_backend
 
     target = f"{file}:no_module"
     trainer: Any = load_backend("torch").trainer

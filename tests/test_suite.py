@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from nullport import TeleportConfig
-from nullport.cli import main
-from nullport.suite import rates, runner
-from nullport.suite.checks import BASELINE
-from nullport.suite.grid import Grid, Job
-from nullport.suite.statistics import cells, interval
+from nullport.lab.cli import main
+from nullport.lab.suite import rates, runner
+from nullport.lab.suite.checks import BASELINE
+from nullport.lab.suite.grid import Grid, Job
+from nullport.lab.suite.statistics import cells, interval
 
 TEXT = """
 [defaults]

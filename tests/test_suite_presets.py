@@ -8,21 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from nullport import load_backend
-from nullport.cli import main
-from nullport.cli.suite import PRESETS
-from nullport.compare import TASKS, Settings, load_task
-from nullport.suite import sensitivity, tuning
-from nullport.suite.checks import BASELINE
-from nullport.suite.grid import Grid, applies
+from nullport.lab.backends import load_backend
+from nullport.lab.cli import main
+from nullport.lab.cli.suite import PRESETS
+from nullport.lab.compare import TASKS, Settings, load_task
+from nullport.lab.suite import sensitivity, tuning
+from nullport.lab.suite.checks import BASELINE
+from nullport.lab.suite.grid import Grid, applies
 
 
 def preset(name: str) -> Grid:
-    return Grid.read(Path(str(files("nullport.suite") / "presets" / f"{name}.toml")))
+    return Grid.read(Path(str(files("nullport.lab.suite") / "presets" / f"{name}.toml")))
 
 
 def test_every_preset_is_one_that_the_command_names() -> None:
-    folder = files("nullport.suite") / "presets"
+    folder = files("nullport.lab.suite") / "presets"
     assert sorted(entry.name for entry in folder.iterdir()) == sorted(f"{p}.toml" for p in PRESETS)
 
 
@@ -90,7 +90,7 @@ def test_patterns_of_sensitivity_fit_its_cells(name: str) -> None:
     patterns = [
         p for key in ("include", "exclude") for group in section.get(key, []) for p in group
     ]
-    models = pytest.importorskip("nullport_torch._models")
+    models = pytest.importorskip("nullport_torch.lab.models")
     for model in {cell["model"] for cell in mine}:
         built = models.build(load_task("digits"), Settings.make("digits", model=model))
         names = [name for name, _ in built.named_parameters()]

@@ -13,10 +13,10 @@ from helpers.suite import PARTS, TUNED, Convex, OneWeight, backend, grid, record
 
 from nullport import TeleportConfig
 from nullport._policy import RADIUS
-from nullport.suite import barrier, sensitivity, tuning
-from nullport.suite.barrier import OTHER_SEED, Pairs
-from nullport.suite.checks import BASELINE
-from nullport.suite.grid import Grid, Job
+from nullport.lab.suite import barrier, sensitivity, tuning
+from nullport.lab.suite.barrier import OTHER_SEED, Pairs
+from nullport.lab.suite.checks import BASELINE
+from nullport.lab.suite.grid import Grid, Job
 
 
 def choices(declared: Grid) -> list[tuning.Choice]:

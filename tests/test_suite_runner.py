@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from helpers.suite import PARTS, TUNED, OneWeight, backend, grid, task
 
-from nullport.cli import main
-from nullport.suite import report, runner, tuning
-from nullport.suite.barrier import Pairs
-from nullport.suite.checks import BASELINE
-from nullport.suite.grid import Job
+from nullport.lab.cli import main
+from nullport.lab.suite import report, runner, tuning
+from nullport.lab.suite.barrier import Pairs
+from nullport.lab.suite.checks import BASELINE
+from nullport.lab.suite.grid import Job
 
 
 @pytest.fixture
@@ -175,7 +175,8 @@ def test_two_processes_make_the_same_records(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "beside_plane.py").write_text("OUTPUTS = 2\n")
     (tmp_path / "own.py").write_text(
-        "import numpy as np\nfrom nullport.compare import Task\nfrom beside_plane import OUTPUTS\n"
+        "import numpy as np\nfrom nullport.lab.compare import Task\n"
+        "from beside_plane import OUTPUTS\n"
         "def plane(data):\n"
         "    x = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)\n"
         "    y = x[:, :OUTPUTS] * np.float32(2)\n"

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from helpers.suite import TUNED, decaying, grid, record
 
-from nullport.suite import tuning
-from nullport.suite.checks import BASELINE
-from nullport.suite.grid import Grid, Job
-from nullport.suite.statistics import interval
-from nullport.suite.tuned import Comparison, _relative, comparisons, name_of
+from nullport.lab.suite import tuning
+from nullport.lab.suite.checks import BASELINE
+from nullport.lab.suite.grid import Grid, Job
+from nullport.lab.suite.statistics import interval
+from nullport.lab.suite.tuned import Comparison, _relative, comparisons, name_of
 
 METHODS = (BASELINE, "nullport", "paper", "random")
 

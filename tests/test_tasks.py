@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from helpers.tasks import load
 
-from nullport.compare import TASKS, MissingData, Task, load_task
-from nullport.compare.files import read_csv, read_idx, read_npy
-from nullport.compare.tables import HISTORY, HORIZON
-from nullport.compare.texts import CONTEXT, WORDS
+from nullport.lab.compare import TASKS, MissingData, Task, load_task
+from nullport.lab.compare.files import read_csv, read_idx, read_npy
+from nullport.lab.compare.tables import HISTORY, HORIZON
+from nullport.lab.compare.texts import CONTEXT, WORDS
 
 SIZES = {
     "digits": ((1437, 8, 8, 1), (360, 8, 8, 1), "image", 10),

@@ -23,7 +23,7 @@ SMALL = 1e-3
 
 nullport = optional("nullport")
 nullport_torch, nullport_jax = optional("nullport_torch"), optional("nullport_jax")
-nullport_cupy, layers = optional("nullport_cupy"), optional("nullport_cupy.layers")
+nullport_arrays, layers = optional("nullport_arrays"), optional("nullport_arrays.layers")
 
 
 class Network(Protocol):
@@ -141,7 +141,7 @@ class ArrayNetwork:
         self.place.wait(layers.value_and_grad(self.network, self.loss, self.params, *self.batch))
 
     def teleport(self, steps: int = 1, radius: float = SMALL) -> Any:
-        graph = nullport_cupy.from_network(self.network, self.loss, self.params, self.batch)
-        report = nullport_cupy.teleport(graph, config(steps, radius))
+        graph = nullport_arrays.from_network(self.network, self.loss, self.params, self.batch)
+        report = nullport_arrays.teleport(graph, config(steps, radius))
         self.place.wait(report)
         return report

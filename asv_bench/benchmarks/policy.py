@@ -11,10 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 from .common import BACKENDS, Function, Size, Timed, medians, require, sizes
-from .networks import network, nullport_cupy, nullport_jax, nullport_torch
+from .networks import network, nullport_arrays, nullport_jax, nullport_torch
 from .places import jax, optional, torch
 
-optax, layers = optional("optax"), optional("nullport_cupy.layers")
+optax, layers = optional("optax"), optional("nullport_arrays.layers")
 
 STEPS = 50
 NEVER = 10**9
@@ -110,7 +110,7 @@ def train_jax(net: Any, every: int | None) -> Made:
 
 def train_arrays(net: Any, every: int | None) -> Made:
     """Make both for a network of nullport's own layers."""
-    optimizer = nullport_cupy.SGD(LR)
+    optimizer = nullport_arrays.SGD(LR)
     kept = [net.params, optimizer.init(net.params)]
     start = tuple(kept)
 
@@ -118,19 +118,19 @@ def train_arrays(net: Any, every: int | None) -> Made:
         kept[:] = start
 
     def make(batch: Any, guard: Any, others: Any) -> Any:
-        return nullport_cupy.from_network(
+        return nullport_arrays.from_network(
             net.network, net.loss, kept[0], batch,
             guard=guard, others=others, optimizer=optimizer, state=kept[1],
         )  # fmt: skip
 
-    teleporter = every and nullport_cupy.Teleporter(make, every=every)
+    teleporter = every and nullport_arrays.Teleporter(make, every=every)
 
     def step() -> Any:
         if teleporter and teleporter.maybe_step(net.batch, net.batch, net.batch):
             kept[0] = teleporter.graph.params
         _, gradients = layers.value_and_grad(net.network, net.loss, kept[0], *net.batch)
         steps, kept[1] = optimizer.update(gradients, kept[1], kept[0])
-        kept[0] = nullport_cupy.apply(kept[0], steps)
+        kept[0] = nullport_arrays.apply(kept[0], steps)
         return kept[0]
 
     return reset, step

@@ -37,8 +37,8 @@ def problem(size: Size) -> tuple[Any, Any, list]:
     sys.path.insert(0, str(Path(__file__).parents[1]))
     from rivals import settings
 
-    from nullport_torch.rivals.chains import mlp
-    from nullport_torch.rivals.problem import Problem
+    from nullport_torch.lab.baselines.chains import mlp
+    from nullport_torch.lab.baselines.problem import Problem
 
     model = mlp([size.width] * (size.depth + 1) + [CLASSES])
     x, y = torch.randn(size.samples, size.width), torch.randint(0, CLASSES, (size.samples,))

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from peaks import peak
 
-from nullport.compare import Task
-from nullport_torch.rivals.chains import mlp
-from nullport_torch.rivals.controls import matched_rate
-from nullport_torch.rivals.problem import Problem
+from nullport.lab.compare import Task
+from nullport_torch.lab.baselines.chains import mlp
+from nullport_torch.lab.baselines.controls import matched_rate
+from nullport_torch.lab.baselines.problem import Problem
 from rivals.measure import outcome, state
 from rivals.settings import RIVALS, Samples, choose, run
 

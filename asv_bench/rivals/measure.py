@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nullport_torch.rivals.problem import Problem, inner
+from nullport_torch.lab.baselines.problem import Problem, inner
 
 ARMIJO = 0.5
 

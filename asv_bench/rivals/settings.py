@@ -21,8 +21,8 @@ from torch import Tensor
 
 from nullport import TeleportConfig
 from nullport_torch import teleport
-from nullport_torch.rivals import controls, level_set, literal, rescaling, symmetry
-from nullport_torch.rivals.problem import Problem
+from nullport_torch.lab.baselines import controls, level_set, literal, rescaling, symmetry
+from nullport_torch.lab.baselines.problem import Problem
 from rivals.measure import Outcome, outcome, state
 
 RISE = 0.01

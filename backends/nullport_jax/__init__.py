@@ -1,11 +1,10 @@
 """Teleports for JAX: any loss function of a pytree of parameters; see :mod:`nullport`."""
 
 from nullport_jax._api import inspect, teleport
-from nullport_jax._backend import BACKEND
 from nullport_jax._nnx import teleport_nnx
 from nullport_jax._optax import TeleportingState, teleporting
 from nullport_jax._pytree import register
 
-__all__ = ["BACKEND", "TeleportingState", "inspect", "teleport", "teleport_nnx", "teleporting"]
+__all__ = ["TeleportingState", "inspect", "teleport", "teleport_nnx", "teleporting"]
 
 register()

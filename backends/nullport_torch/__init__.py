@@ -10,7 +10,6 @@ True
 """
 
 from nullport_torch._api import inspect, teleport
-from nullport_torch._backend import BACKEND
 from nullport_torch._teleporter import Teleporter
 
-__all__ = ["BACKEND", "Teleporter", "inspect", "teleport"]
+__all__ = ["Teleporter", "inspect", "teleport"]

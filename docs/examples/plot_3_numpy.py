@@ -13,8 +13,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.datasets import load_digits
 
-from nullport_cupy import SGD, Teleporter, apply, from_network
-from nullport_cupy.layers import CrossEntropy, Dense, ReLU, Sequential, convert, value_and_grad
+from nullport_arrays import SGD, Teleporter, apply, from_network
+from nullport_arrays.layers import CrossEntropy, Dense, ReLU, Sequential, convert, value_and_grad
 
 digits = load_digits()
 images, labels = (digits.data / 16).astype(np.float32), digits.target

@@ -13,8 +13,8 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from nullport import TeleportConfig
-from nullport_cupy import from_network, teleport
-from nullport_cupy.layers import (
+from nullport_arrays import from_network, teleport
+from nullport_arrays.layers import (
     GELU,
     CrossEntropy,
     Dense,

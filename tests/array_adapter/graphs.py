@@ -10,9 +10,9 @@ from array_adapter.layer_reference import Place, block
 from helpers.dense import null_projector
 from numpy.typing import NDArray
 
-from nullport_cupy import from_network
-from nullport_cupy._network import NetworkGraph
-from nullport_cupy.layers import (
+from nullport_arrays import from_network
+from nullport_arrays._network import NetworkGraph
+from nullport_arrays.layers import (
     GELU,
     Conv2d,
     CrossEntropy,

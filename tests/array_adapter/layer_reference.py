@@ -15,7 +15,7 @@ from helpers.installed import installed
 from numpy.typing import NDArray
 
 from nullport._arrays import namespace
-from nullport_cupy.layers import (
+from nullport_arrays.layers import (
     GELU,
     Attention,
     Conv2d,

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nullport import TeleportConfig
-from nullport_cupy import from_callables, teleport
+from nullport_arrays import from_callables, teleport
 
 EXACT = TeleportConfig(projection="threshold", radius=0.3)
 SMALL = TeleportConfig(projection="threshold", radius=1e-3, max_loss_change=1.0)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nullport._graph import Move
-from nullport_cupy import _elements
+from nullport_arrays import _elements
 
 W = np.random.default_rng(0).standard_normal((2, 3, 4, 5))
 CASES: dict[str, tuple[str, int, Any]] = {

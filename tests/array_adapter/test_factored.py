@@ -12,9 +12,9 @@ from array_adapter.layer_reference import PLACES, error, place
 
 from nullport import TeleportConfig, _factored
 from nullport._objective import scaled
-from nullport_cupy import teleport
-from nullport_cupy._network import NetworkGraph, NetworkProgram
-from nullport_cupy.layers import (
+from nullport_arrays import teleport
+from nullport_arrays._network import NetworkGraph, NetworkProgram
+from nullport_arrays.layers import (
     SILENT,
     Attention,
     CrossEntropy,

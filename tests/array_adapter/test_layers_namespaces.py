@@ -21,7 +21,7 @@ from array_adapter.layer_reference import (
     tree_map,
 )
 
-from nullport_cupy.layers import CrossEntropy, Dense, Sequential, SquaredError, value_and_grad
+from nullport_arrays.layers import CrossEntropy, Dense, Sequential, SquaredError, value_and_grad
 
 
 @pytest.fixture(params=PLACES)

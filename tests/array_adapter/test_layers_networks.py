@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from array_adapter.layer_reference import error
 
-from nullport.compare import Settings, Task
-from nullport_cupy import _models
-from nullport_cupy.layers import (
+from nullport.lab.compare import Settings, Task
+from nullport_arrays.lab import models
+from nullport_arrays.layers import (
     Conv2d,
     CrossEntropy,
     Dense,
@@ -23,7 +23,7 @@ from nullport_cupy.layers import (
 torch = pytest.importorskip("torch")
 import torch.nn.functional as F  # noqa: E402
 
-from nullport_torch._models import build  # noqa: E402
+from nullport_torch.lab.models import build  # noqa: E402
 
 Flat = dict[str, Any]
 
@@ -110,7 +110,7 @@ def test_outputs_losses_and_gradients_are_those_of_torch(
 ) -> None:
     task = make_task(kind, shape, outputs)
     settings = Settings.make("digits", model=model, width=32, depth=2, activation="relu")
-    network = _models.build(task, settings)
+    network = models.build(task, settings)
     torch.manual_seed(0)
     twin = build(task, settings).double()
     theirs = copied(twin, network)

@@ -21,8 +21,8 @@ from array_adapter.layer_reference import (
     tree_map,
 )
 
-import nullport_cupy.layers as nl
-from nullport_cupy.layers import (
+import nullport_arrays.layers as nl
+from nullport_arrays.layers import (
     Attention,
     Conv2d,
     CrossEntropy,
@@ -292,7 +292,7 @@ def test_an_embedding_in_several_chunks(monkeypatch: pytest.MonkeyPatch) -> None
     layer, tokens = Embedding(5, 3), rng().integers(0, 5, (4, 6))
     dy = rng().standard_normal((4, 6, 3))
     whole = layer.pullback({}, tokens, dy)[1]["table"]
-    monkeypatch.setattr("nullport_cupy.layers._embedding.CHUNK", 37)
+    monkeypatch.setattr("nullport_arrays.layers._embedding.CHUNK", 37)
     assert np.allclose(layer.pullback({}, tokens, dy)[1]["table"], whole, rtol=1e-13)
 
 
@@ -329,5 +329,5 @@ def test_a_convolution_in_several_chunks(
         return [y, dx, *leaves(grads), layer.pushforward(params, cache, np.cos(x), params)]
 
     whole = run()
-    monkeypatch.setattr("nullport_cupy.layers._conv.CACHED", chunk)
+    monkeypatch.setattr("nullport_arrays.layers._conv.CACHED", chunk)
     assert all(np.allclose(a, b, rtol=1e-12) for a, b in zip(run(), whole, strict=True))

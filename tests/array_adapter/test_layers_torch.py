@@ -10,7 +10,7 @@ from array_adapter.layer_reference import CONVOLUTIONS, Case, error, every_case,
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from nullport_cupy.layers import (
+from nullport_arrays.layers import (
     GELU,
     Attention,
     Conv2d,

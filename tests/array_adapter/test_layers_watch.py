@@ -22,7 +22,7 @@ from array_adapter.layer_reference import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nullport_cupy.layers import SILENT, Attention, Conv2d, Dense, Watch, flatten, unflatten
+from nullport_arrays.layers import SILENT, Attention, Conv2d, Dense, Watch, flatten, unflatten
 
 PATHS = {
     "mlp": ["1", "3", "5"],

@@ -12,8 +12,8 @@ from array_adapter.layer_reference import PLACES, error, place
 from helpers.installed import installed
 
 from nullport import TeleportConfig, TeleportReport
-from nullport_cupy import SGD, Adam, inspect, teleport
-from nullport_cupy.layers import flatten
+from nullport_arrays import SGD, Adam, inspect, teleport
+from nullport_arrays.layers import flatten
 
 PROBLEMS = problems()
 EXACT = TeleportConfig(projection="threshold", radius=0.3)
@@ -40,7 +40,7 @@ def moves(problem: Problem, config: TeleportConfig) -> dict[str, Any]:
 
 
 def linear_layers(problem: Problem) -> dict[str, Any]:
-    from nullport_cupy.layers import Watch
+    from nullport_arrays.layers import Watch
 
     seen: dict[str, Any] = {}
     watch = Watch(lambda path, layer, _: seen.__setitem__(path, layer))

@@ -26,7 +26,7 @@ from array_adapter.handmade import (
 from helpers.dense import null_projector
 
 from nullport import TeleportConfig
-from nullport_cupy import from_callables, from_layers, teleport
+from nullport_arrays import from_callables, from_layers, teleport
 
 EXACT = TeleportConfig(projection="threshold", radius=0.3)
 RNG = np.random.default_rng(11)

@@ -9,7 +9,7 @@ import pytest
 from array_adapter.layer_reference import PLACES, leaves, place, tree_map
 from helpers.installed import installed
 
-from nullport_cupy import SGD, Adagrad, Adam, apply
+from nullport_arrays import SGD, Adagrad, Adam, apply
 
 RULES: dict[str, tuple[Any, Any]] = {
     "sgd": (SGD(0.1), lambda t, p: t.optim.SGD(p, lr=0.1)),

@@ -5,13 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import nullport_cupy
+import nullport_arrays
 
 
 def test_public_names() -> None:
-    named = {n for n, v in vars(nullport_cupy).items() if not n.startswith("_")} - {"layers"}
-    assert set(nullport_cupy.__all__) == named
-    assert list(nullport_cupy.__all__) == sorted(nullport_cupy.__all__, key=_isort)
+    named = {n for n, v in vars(nullport_arrays).items() if not n.startswith("_")} - {
+        "lab",
+        "layers",
+    }
+    assert set(nullport_arrays.__all__) == named
+    assert list(nullport_arrays.__all__) == sorted(nullport_arrays.__all__, key=_isort)
 
 
 def _isort(name: str) -> tuple[int, str]:
@@ -20,7 +23,7 @@ def _isort(name: str) -> tuple[int, str]:
 
 def test_imports_numpy_alone() -> None:
     heavy = ["torch", "jax", "cupy", "thinc", "scipy", "sklearn", "threadpoolctl"]
-    script = f"import sys, nullport_cupy; print([n for n in {heavy} if n in sys.modules])"
+    script = f"import sys, nullport_arrays; print([n for n in {heavy} if n in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=True
     )

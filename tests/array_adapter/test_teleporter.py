@@ -10,8 +10,8 @@ from array_adapter.graphs import problems
 from array_adapter.layer_reference import place
 
 from nullport import TeleportConfig
-from nullport_cupy import SGD, Teleporter, apply, from_network
-from nullport_cupy.layers import flatten, value_and_grad
+from nullport_arrays import SGD, Teleporter, apply, from_network
+from nullport_arrays.layers import flatten, value_and_grad
 
 PROBLEM = problems()["mlp"]
 RULE = SGD(0.05, momentum=0.9)

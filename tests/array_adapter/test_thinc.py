@@ -11,7 +11,7 @@ from helpers.dense import null_projector
 thinc = pytest.importorskip("thinc.api")
 
 from nullport import TeleportConfig  # noqa: E402
-from nullport_cupy import from_thinc, teleport  # noqa: E402
+from nullport_arrays import from_thinc, teleport  # noqa: E402
 
 EXACT = TeleportConfig(projection="threshold", radius=0.3)
 RNG = np.random.default_rng(2)

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from helpers.trainers import check_weights_can_be_put_back
 
-from nullport import TeleportConfig, load_backend
-from nullport.cli import main
-from nullport.compare import Settings, Task, run
-from nullport_cupy._backend import NUMPY, inspect
-from nullport_cupy._training import OPTIMIZERS
-from nullport_cupy.layers import CrossEntropy, Dense, Flatten, Sequential
+from nullport import TeleportConfig
+from nullport.lab.backends import load_backend
+from nullport.lab.cli import main
+from nullport.lab.compare import Settings, Task, run
+from nullport_arrays.lab.backend import NUMPY, inspect
+from nullport_arrays.lab.training import OPTIMIZERS
+from nullport_arrays.layers import CrossEntropy, Dense, Flatten, Sequential
 
 KINDS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "mlp": ("regression", (5,)),
@@ -164,8 +165,8 @@ def test_the_command_line_inspects_a_graph(tmp_path: Path, capsys: Any) -> None:
     target = tmp_path / "network.py"
     target.write_text(
         "import numpy as np\n"
-        "from nullport_cupy import from_network\n"
-        "from nullport_cupy.layers import Dense, ReLU, Sequential, SquaredError\n"
+        "from nullport_arrays import from_network\n"
+        "from nullport_arrays.layers import Dense, ReLU, Sequential, SquaredError\n"
         "def make():\n"
         "    rng = np.random.default_rng(0)\n"
         "    network = Sequential(Dense(6, 8), ReLU(), Dense(8, 2))\n"

@@ -10,8 +10,9 @@ from types import ModuleType
 import pytest
 
 import nullport
-from nullport import _backends, available_backends, load_backend
-from nullport._backends import GROUP, Backend
+from nullport import lab
+from nullport.lab import backends
+from nullport.lab.backends import GROUP, Backend, available_backends, load_backend
 
 GOOD = Backend("mine", lambda: {"mine": "1"}, lambda: ["cpu"], lambda *_: [])
 
@@ -23,7 +24,7 @@ def claims(monkeypatch: pytest.MonkeyPatch) -> list[EntryPoint]:
     module.BACKEND, module.WRONG = GOOD, "a string"  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "some_adapter", module)
     entries: list[EntryPoint] = []
-    monkeypatch.setattr(_backends, "entry_points", lambda group: entries if group == GROUP else [])
+    monkeypatch.setattr(backends, "entry_points", lambda group: entries if group == GROUP else [])
     return entries
 
 
@@ -78,18 +79,18 @@ def test_public_names() -> None:
         "LayerGraph",
         "TeleportConfig",
         "TeleportReport",
-        "available_backends",
-        "load_backend",
         "teleport",
     ]
-    assert all(hasattr(nullport, name) for name in nullport.__all__)
+    assert lab.__all__ == ["Backend", "available_backends", "load_backend"]
+    assert all(hasattr(module, name) for module in (nullport, lab) for name in module.__all__)
     assert nullport.__version__.count(".") == 2
 
 
 def test_importing_the_core_imports_no_framework_and_no_tool() -> None:
     heavy = ["torch", "jax", "cupy", "matplotlib", "rich", "sklearn", "pandas", "nullport_torch"]
     script = (
-        "import sys, nullport; nullport.available_backends(); nullport.TeleportConfig();"
+        "import sys, nullport; from nullport import lab;"
+        "lab.available_backends(); nullport.TeleportConfig();"
         f"print([name for name in {heavy} if name in sys.modules])"
     )
     done = subprocess.run(

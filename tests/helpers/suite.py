@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from nullport import TeleportReport
-from nullport._backends import Backend
 from nullport._report import Cause
-from nullport.compare import Settings, Task
-from nullport.suite.grid import Grid, Job, plain_settings
+from nullport.lab.backends import Backend
+from nullport.lab.compare import Settings, Task
+from nullport.lab.suite.grid import Grid, Job, plain_settings
 
 TUNED = """
 [defaults]

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import pytest
 
-from nullport.compare import MissingData, Task, load_task
+from nullport.lab.compare import MissingData, Task, load_task
 
 
 @lru_cache

@@ -15,9 +15,11 @@ import optax
 import pytest
 from jax_adapter.models import Draw, mean_square
 
-from nullport import TeleportConfig, available_backends, load_backend
+from nullport import TeleportConfig
 from nullport._report import Cause
-from nullport_jax import BACKEND, __all__, inspect, teleport, teleport_nnx
+from nullport.lab.backends import available_backends, load_backend
+from nullport_jax import __all__, inspect, teleport, teleport_nnx
+from nullport_jax.lab.backend import BACKEND
 
 Tree = Any
 CONFIG = TeleportConfig(radius=0.2)
@@ -266,7 +268,6 @@ def _plain(state: Any) -> Any:
 
 def test_public_names() -> None:
     assert __all__ == [
-        "BACKEND",
         "TeleportingState",
         "inspect",
         "teleport",

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from helpers.trainers import check_weights_can_be_put_back
 
-from nullport import TeleportConfig, load_backend
-from nullport.compare import Settings, Task, run
-from nullport_jax._training import JaxTrainer
+from nullport import TeleportConfig
+from nullport.lab.backends import load_backend
+from nullport.lab.compare import Settings, Task, run
+from nullport_jax.lab.training import JaxTrainer
 
 
 @pytest.fixture

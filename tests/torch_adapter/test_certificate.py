@@ -11,8 +11,9 @@ import torch
 from helpers.tasks import load
 from torch import Tensor, nn
 
-from nullport import TeleportConfig, load_backend
-from nullport.compare import Settings
+from nullport import TeleportConfig
+from nullport.lab.backends import load_backend
+from nullport.lab.compare import Settings
 from nullport_torch import teleport
 
 CONFIGS = {

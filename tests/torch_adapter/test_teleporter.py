@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nullport import TeleportConfig, TeleportReport, load_backend
-from nullport_torch import BACKEND, Teleporter, __all__
+from nullport import TeleportConfig, TeleportReport
+from nullport.lab.backends import load_backend
+from nullport_torch import Teleporter, __all__
+from nullport_torch.lab.backend import BACKEND
 
 CONFIG = TeleportConfig(radius=0.05)
 
@@ -173,7 +175,7 @@ def test_training_goes_on_with_any_optimizer(name: str) -> None:
 
 
 def test_public_names() -> None:
-    assert __all__ == ["BACKEND", "Teleporter", "inspect", "teleport"]
+    assert __all__ == ["Teleporter", "inspect", "teleport"]
     assert load_backend("torch") is BACKEND
     assert BACKEND.name == "torch"
     assert BACKEND.versions()["torch"] == torch.__version__

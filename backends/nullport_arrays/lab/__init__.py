@@ -1,0 +1,1 @@
+"""Experiments with arrays: the models, the training loop and the entry point of the laboratory."""

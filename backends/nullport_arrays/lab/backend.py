@@ -1,0 +1,74 @@
+"""What the command line needs to know of NumPy and CuPy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from nullport._config import TeleportConfig
+from nullport._report import LayerReport
+from nullport.lab.backends import Backend
+from nullport_arrays import _api
+from nullport_arrays._graph import ArrayGraph
+
+
+def inspect(given: object, config: TeleportConfig) -> list[LayerReport]:
+    """List every weight of what a user's function returned.
+
+    Args:
+        given: A graph, as the ``from_`` functions return it.
+        config: Settings of the teleport.
+
+    Raises:
+        TypeError: If ``given`` is anything else.
+        ValueError: As ``nullport_arrays.inspect``.
+    """
+    if not isinstance(given, ArrayGraph):
+        msg = f"returned a {type(given).__name__}, expected what from_network, from_callables, "
+        msg += "from_layers or from_thinc of nullport_arrays returns"
+        raise TypeError(msg)
+    return _api.inspect(given, config)
+
+
+def _trainer(place: Callable[..., Any]) -> Callable[..., Any]:
+    def trainer(task: Any, settings: Any, seed: int) -> Any:
+        from nullport_arrays.lab.training import ArrayTrainer  # only the comparison needs it
+
+        return ArrayTrainer(lambda a: place(a, settings.device), task, settings, seed)
+
+    return trainer
+
+
+def _on_host(array: Any, device: str) -> Any:
+    del device
+    return array
+
+
+def _on_gpu(array: Any, device: str) -> Any:
+    import cupy
+
+    with cupy.cuda.Device(int(device.partition(":")[2] or 0)):
+        return cupy.asarray(array)
+
+
+def _cupy_versions() -> dict[str, str]:
+    import cupy
+
+    return {"cupy": cupy.__version__, "numpy": np.__version__}
+
+
+def _cupy_devices() -> list[str]:
+    import cupy
+
+    try:
+        return [f"cuda:{i}" for i in range(cupy.cuda.runtime.getDeviceCount())]
+    except cupy.cuda.runtime.CUDARuntimeError:  # no driver, or no device
+        return []
+
+
+NUMPY = Backend(
+    "numpy", lambda: {"numpy": np.__version__}, lambda: ["cpu"], inspect, _trainer(_on_host)
+)
+CUPY = Backend("cupy", _cupy_versions, _cupy_devices, inspect, _trainer(_on_gpu))

@@ -1,0 +1,53 @@
+"""What the command line needs to know of JAX."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import optax
+
+from nullport._config import TeleportConfig
+from nullport._report import LayerReport
+from nullport.lab.backends import Backend
+from nullport_jax import _api
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of JAX and optax."""
+    return {"jax": jax.__version__, "optax": optax.__version__}
+
+
+def devices() -> list[str]:
+    """Return the names of the devices that JAX can use now, the processor as ``cpu``."""
+    found = [f"{d.platform}:{d.id}" for d in jax.devices() if d.platform != "cpu"]
+    return ["cpu", *found]
+
+
+def inspect(given: object, config: TeleportConfig) -> list[LayerReport]:
+    """List every weight of what a user's function returned.
+
+    Args:
+        given: ``(loss_fn, params, *batch)``, as ``nullport_jax.inspect`` takes them.
+        config: Settings of the teleport.
+
+    Raises:
+        TypeError: If ``given`` is anything else.
+        ValueError: As ``nullport_jax.inspect``.
+    """
+    if not isinstance(given, tuple) or len(given) < 2 or not callable(given[0]):
+        msg = f"returned a {type(given).__name__}, expected (loss_fn, params, *batch): a function "
+        msg += "of the parameters and the batch that returns the loss, and its arguments"
+        raise TypeError(msg)
+    loss_fn, params, *batch = given
+    return _api.inspect(loss_fn, params, *batch, config=config)
+
+
+def trainer(*args: Any) -> Any:
+    """Make the trainer of ``nullport compare``; arguments as for ``JaxTrainer``."""
+    from nullport_jax.lab.training import JaxTrainer  # only the comparison needs it
+
+    return JaxTrainer(*args)
+
+
+BACKEND = Backend("jax", versions, devices, inspect, trainer)

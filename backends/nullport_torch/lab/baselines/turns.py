@@ -1,0 +1,72 @@
+"""When a rival teleports during training: by the same policy as nullport."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from nullport import TeleportReport
+from nullport._policy import Policy
+from nullport_torch.lab.baselines.methods import Criterion, apply, check
+
+
+class Turns:
+    """A method at work in a training loop.
+
+    Attributes:
+        policy: Says when a teleport is due.
+        factor: What the learning rate of the next training step is multiplied by.
+    """
+
+    def __init__(
+        self, method: str, options: Mapping[str, Any], policy: Policy, seed: int = 0
+    ) -> None:
+        """Choose the method.
+
+        Args:
+            method: Its name.
+            options: Its options.
+            policy: Says when a teleport is due.
+            seed: Of what it draws; each teleport draws anew.
+
+        Raises:
+            ValueError: If method or option is unknown.
+        """
+        check(method, options)
+        self._method, self._options, self._seed = method, options, seed
+        self.policy, self.factor = policy, 1.0
+        self._made = 0
+
+    def teleport(
+        self, model: nn.Module, criterion: Criterion, x: Tensor, y: Tensor, *, now: bool | None
+    ) -> TeleportReport | None:
+        """Teleport if one is due, counting a training step, or now."""
+        due = self.policy.due if now is None else now
+        report = self._now(model, criterion, x, y) if due else None
+        if now is None:
+            self.policy.tick()
+        return report
+
+    def _now(self, model: nn.Module, criterion: Criterion, x: Tensor, y: Tensor) -> TeleportReport:
+        seed = 1000 * self._seed + self._made
+        self._made += 1
+        report, self.factor = apply(self._method, model, criterion, x, y, self._options, seed)
+        self.policy.update(report)
+        return report
+
+    @contextmanager
+    def scaled(self, optimizer: Optimizer) -> Iterator[None]:
+        """Multiply the learning rates by the factor inside, once."""
+        factor, self.factor = self.factor, 1.0
+        before = [group["lr"] for group in optimizer.param_groups]
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr"] * factor
+        try:
+            yield
+        finally:
+            for group, lr in zip(optimizer.param_groups, before, strict=True):
+                group["lr"] = lr

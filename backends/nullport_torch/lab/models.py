@@ -1,0 +1,152 @@
+"""The networks of ``nullport compare``: a perceptron, a convolutional network, a transformer.
+
+Inputs come as :class:`nullport.lab.compare.Task` has them, features last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nullport.lab.compare import Settings, Task
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "leaky_relu": lambda: nn.LeakyReLU(0.1),
+}
+
+HEAD = 16
+"""Size of an attention head, or of the only one where the width is no multiple of it."""
+
+
+def build(task: Task, settings: Settings) -> nn.Module:
+    """Make the network of the task's own, else the one that the settings name for its shapes.
+
+    Raises:
+        TypeError: If the task's own is no module.
+    """
+    if task.build is not None:
+        own = task.build(settings)
+        if not isinstance(own, nn.Module):
+            msg = f"{task.name}: build returned a {type(own).__name__}; allowed: a torch.nn.Module"
+            raise TypeError(msg)
+        return own
+    model = {"mlp": mlp, "cnn": cnn, "transformer": Transformer}[settings.model](task, settings)
+    if settings.init == "he":
+        he_normal(model)
+    return model
+
+
+def he_normal(model: nn.Module) -> None:
+    """Initialise linear and convolution layers as He et al. (2015) do, biases to zero."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def mlp(task: Task, settings: Settings) -> nn.Sequential:
+    """Make a perceptron of ``depth`` hidden layers: (n, ...) -> (n, outputs)."""
+    layers: list[nn.Module] = [nn.Flatten()]
+    size = prod(task.shape)
+    for _ in range(settings.depth):
+        linear = nn.Linear(size, settings.width, bias=settings.bias)
+        layers += [linear, ACTIVATIONS[settings.activation]()]
+        size = settings.width
+    return nn.Sequential(*layers, nn.Linear(size, task.outputs, bias=settings.bias))
+
+
+class ChannelsFirst(nn.Module):
+    """Turns images (n, height, width, channels) into (n, channels, height, width)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Permute the axes."""
+        return x.movedim(-1, 1)
+
+
+def cnn(task: Task, settings: Settings) -> nn.Sequential:
+    """Make ``depth`` convolutions of 3 by 3, each halving the image while it can be halved.
+
+    The first has ``width`` channels, the others twice as many: (n, h, w, c) -> (n, outputs).
+    """
+    height, width, channels = task.shape
+    layers: list[nn.Module] = [ChannelsFirst()]
+    for i in range(settings.depth):
+        grown = settings.width * (1 if i == 0 else 2)
+        layers += [nn.Conv2d(channels, grown, 3, padding=1), ACTIVATIONS[settings.activation]()]
+        channels = grown
+        if min(height, width) > 1:
+            layers.append(nn.MaxPool2d(2))
+            height, width = height // 2, width // 2
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * height * width, task.outputs))
+
+
+class Block(nn.Module):
+    """A pre-LN transformer block: (n, steps, width) -> (n, steps, width)."""
+
+    def __init__(self, width: int, activation: str, *, causal: bool) -> None:
+        """Make the layers."""
+        super().__init__()
+        self.heads = width // HEAD if width % HEAD == 0 else 1
+        self.causal = causal
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.project = nn.Linear(width, width)
+        self.grow = nn.Linear(width, 4 * width)
+        self.activation = ACTIVATIONS[activation]()
+        self.shrink = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend, then transform every step."""
+        x = x + self.project(self._attend(self.norm1(x)))
+        hidden: Tensor = self.shrink(self.activation(self.grow(self.norm2(x))))
+        return x + hidden
+
+    def _attend(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in self.qkv(x).chunk(3, dim=-1)
+        )
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        return attended.transpose(1, 2).flatten(2)
+
+
+class Transformer(nn.Module):
+    """A transformer over tokens (causal, an output per step) or over parts of the input.
+
+    The parts are steps of a sequence, rows of an image, or single features of a vector; their
+    representations are averaged before the head.
+    """
+
+    def __init__(self, task: Task, settings: Settings) -> None:
+        """Make the layers; embedding and head are two separate weights."""
+        super().__init__()
+        width, self.language = settings.width, task.form == "tokens"
+        self.embed: nn.Module = (
+            nn.Embedding(task.outputs, width)
+            if self.language
+            else nn.Linear(prod(task.shape[1:]), width)
+        )
+        self.position = nn.Parameter(0.02 * torch.randn(task.shape[0], width))
+        self.blocks = nn.Sequential(
+            *(
+                Block(width, settings.activation, causal=self.language)
+                for _ in range(settings.depth)
+            )
+        )
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, task.outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (n, steps, outputs) for tokens, else (n, outputs)."""
+        if not self.language:
+            x = x.unflatten(-1, (-1, 1)) if x.ndim == 2 else x.flatten(2)
+        x = self.norm(self.blocks(self.embed(x) + self.position))
+        outputs: Tensor = self.head(x if self.language else x.mean(1))
+        return outputs

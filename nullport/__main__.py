@@ -1,8 +1,0 @@
-"""``python -m nullport``."""
-
-import sys
-
-from nullport.cli import main
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,86 @@
+"""List every weight of a model with what a teleport would do to it; nothing is moved."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from nullport._config import TeleportConfig
+from nullport._report import LayerReport
+from nullport.lab.cli.errors import UsageError, backend_or_error
+from nullport.lab.cli.options import add_options, given
+from nullport.lab.compare.extras import require
+from nullport.lab.compare.named import BadTarget, named
+from nullport.lab.compare.results import plain
+
+COLUMNS: dict[str, Callable[[LayerReport], str]] = {
+    "weight": lambda layer: layer.name,
+    "map": lambda layer: layer.kind,
+    "inputs": lambda layer: str(layer.in_features),
+    "samples": lambda layer: str(layer.samples),
+    "rank": lambda layer: str(layer.rank),
+    "null": lambda layer: str(layer.null_dim),
+    "a teleport would": lambda layer: "not move it: " + layer.reason if layer.reason else "move it",
+}
+"""Columns of the table; those between the first two and the last are of captured weights."""
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    parser.add_argument(
+        "target",
+        metavar="FILE.py:FUNCTION",
+        help="a function without arguments that returns (model, closure); for JAX "
+        "(loss_fn, params, *batch), for NumPy and CuPy a graph",
+    )
+    parser.add_argument("--backend", metavar="NAME", default="torch", help="[default: torch]")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_options(parser, TeleportConfig, "teleports", "teleport_")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Inspect what the user's function returns, and print it.
+
+    Raises:
+        UsageError: If the file or function is missing, returns something else than a model and a
+            closure, or the closure is unsuitable.
+        MissingExtra: If rich is not installed and no JSON is asked for.
+    """
+    backend = backend_or_error(arguments.backend)
+    try:
+        config = TeleportConfig(**given(arguments, TeleportConfig, "teleport_"))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    with contextlib.ExitStack() as stack:
+        try:
+            function = stack.enter_context(named(arguments.target))
+        except BadTarget as error:
+            raise UsageError(str(error)) from error
+        returned = function()
+        try:
+            layers = backend.inspect(returned, config)
+        except (TypeError, ValueError) as error:
+            msg = f"{arguments.target}: {error}"
+            raise UsageError(msg) from error
+    if arguments.json:
+        print(json.dumps(plain([layer.as_dict() for layer in layers]), indent=1))
+    else:
+        require("rich.console").Console().print(table(layers))
+
+
+def table(layers: Sequence[LayerReport]) -> Any:
+    """Return a ``rich`` table, one line per weight.
+
+    Raises:
+        MissingExtra: If rich is not installed.
+    """
+    sheet = require("rich.table").Table()
+    for heading in COLUMNS:
+        sheet.add_column(heading, justify="right" if heading in list(COLUMNS)[2:-1] else "left")
+    for layer in layers:
+        first, *numbers, last = (cell(layer) for cell in COLUMNS.values())
+        sheet.add_row(first, *(numbers if layer.kind else [""] * len(numbers)), last)
+    return sheet

@@ -1,0 +1,248 @@
+"""A grid of training runs, declared in TOML.
+
+[defaults]                        # settings of every run, as ``nullport compare`` has them
+seeds = 5
+schedule = ["constant", "cosine"] # lists are multiplied out
+
+[tune]                            # optional: every method gets the best of the learning rates,
+seeds = 1                         # found with so many runs per rate, on other seeds
+
+[rates]                           # learning rates by optimizer, of cells that name none
+sgd = [0.01, 0.03, 0.1]
+
+[[cells]]
+task = "mnist"
+optimizer = ["sgd", "momentum"]
+
+[methods.nullport]                # what is compared with no teleports at all
+
+[methods.threshold]               # settings that differ; ``teleport`` are those of teleports
+teleport = { projection = "threshold" }
+only = { optimizer = ["sgd"] }    # cells it is run on, by their settings
+
+[methods.symmetry]                # a method that is not nullport's, with its own options;
+method = "symmetry"               # lists in ``options`` and ``teleport`` are tuned with the rate
+options = { rate = [0.01, 0.1] }
+
+[sensitivity]                     # one field of the default TeleportConfig at a time
+only = { task = ["mnist"] }
+
+[connectivity]                    # loss barriers between the solutions with and without teleports
+only = { task = ["mnist"] }
+
+Without ``[tune]`` every rate is a cell of its own, and its methods are compared at that rate.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from nullport._config import TeleportConfig
+from nullport.lab.compare import Settings
+from nullport.lab.compare.extras import require
+from nullport.lab.compare.settings import NULLPORT
+from nullport.lab.suite.checks import BASELINE, check
+
+Entry = Mapping[str, Any]
+
+_ARM = ("teleport", "every", "at", "captured", "guard", "judge", "method", "options")
+"""Settings that a run without teleports does not depend on."""
+
+_TABLES = ("teleport", "options")
+"""Settings of a method's own; lists in them are tuned with the rate."""
+
+_WHOLE = ("include", "exclude", "at")
+"""Settings that are lists themselves, and not multiplied out."""
+
+_ABOUT = ("only", "note")
+"""Entries of a method that are no settings."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run.
+
+    Attributes:
+        method: Name of the method.
+        settings: Settings of the run.
+        seed: Its seed.
+    """
+
+    method: str
+    settings: Settings
+    seed: int
+
+    @property
+    def arm(self) -> str:
+        """``"baseline"`` or ``"teleport"``."""
+        return BASELINE if self.method == BASELINE else "teleport"
+
+    @property
+    def key(self) -> str:
+        """What the run's result depends on, as text: equal keys are equal runs."""
+        skip = {"seeds", *(_ARM if self.method == BASELINE else ())}
+        record = {k: v for k, v in plain_settings(self.settings).items() if k not in skip}
+        return json.dumps([self.arm, self.seed, record], sort_keys=True)
+
+
+def plain_settings(settings: Settings) -> dict[str, Any]:
+    """Return settings as JSON has them."""
+    record = {f.name: getattr(settings, f.name) for f in fields(settings)}
+    config = settings.teleport
+    record["teleport"] = {f.name: getattr(config, f.name) for f in fields(config)}
+    return dict(json.loads(json.dumps(record)))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What to run.
+
+    Attributes:
+        cells: Settings of every cell, without those of methods; ``lr`` is a list where it is tuned.
+        methods: Settings that each method changes, by its name.
+        tune: The section ``[tune]``, None if rates are cells.
+        sensitivity: The section ``[sensitivity]``, None if there is none.
+        connectivity: The section ``[connectivity]``, None if there is none.
+    """
+
+    cells: tuple[Entry, ...]
+    methods: Mapping[str, Entry] = field(default_factory=lambda: {"default": {}})
+    tune: Entry | None = None
+    sensitivity: Entry | None = None
+    connectivity: Entry | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> Grid:
+        """Read a grid from a file.
+
+        Raises:
+            ValueError: If the file is no grid, or a setting is not allowed; the message names it.
+            OSError: If the file cannot be read.
+        """
+        toml = require("tomllib" if sys.version_info >= (3, 11) else "tomli")
+        record = toml.loads(path.read_text("utf-8"))
+        check(record, path.name)
+        grid = cls(
+            tuple(_cells(record)),
+            record.get("methods", {"default": {}}),
+            *(record.get(name) for name in ("tune", "sensitivity", "connectivity")),
+        )
+        for cell, method in grid.pairs():  # every setting is checked before anything runs
+            grid.trials(cell, method)
+        if grid.sensitivity is not None:
+            _ = grid.varied
+        return grid
+
+    def within(self, methods: Sequence[str]) -> Grid:
+        """Return the grid without what no backend with these methods can run.
+
+        Args:
+            methods: Methods besides nullport's.
+
+        Raises:
+            ValueError: If nothing is left.
+        """
+        known = {NULLPORT, *methods}
+        kept = {k: v for k, v in self.methods.items() if v.get("method", NULLPORT) in known}
+        if not kept:
+            msg = f"invalid grid: only {', '.join(self.methods)}; allowed with this backend: "
+            raise ValueError(msg + "methods of " + ", ".join(sorted(known)))
+        return replace(self, methods=kept)
+
+    @property
+    def varied(self) -> str:
+        """The method whose teleports ``[sensitivity]`` varies: the first that is nullport's.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        for name, change in self.methods.items():
+            if change.get("method", NULLPORT) == NULLPORT:
+                return name
+        msg = f"invalid grid: [sensitivity] with only {', '.join(self.methods)}; allowed: "
+        raise ValueError(msg + "with a method of nullport's")
+
+    def pairs(self) -> Iterator[tuple[Entry, str]]:
+        """Yield every cell with every method that is run on it, the baseline first."""
+        for cell in self.cells:
+            for name in (BASELINE, *self.methods):
+                if applies(self.methods.get(name, {}), cell):
+                    yield cell, name
+
+    def trials(self, cell: Entry, method: str) -> list[Settings]:
+        """Return the settings among which a method's are tuned; one where nothing is."""
+        change = {k: v for k, v in self.methods.get(method, {}).items() if k not in _ABOUT}
+        rates = cell["lr"] if isinstance(cell.get("lr"), list) else [cell.get("lr")]
+        tables = []
+        for name in _TABLES:
+            merged = {**cell.get(name, {}), **change.pop(name, {})}
+            # Without teleports there is nothing of them to tune.
+            kept = {} if method == BASELINE else merged
+            tables.append([(name, chosen) for chosen in _product(kept)])
+        return [
+            _settings({**cell, **change, "lr": lr, **dict(chosen)})
+            for lr, *chosen in itertools.product(rates, *tables)
+        ]
+
+    def jobs(self) -> Iterator[Job]:
+        """Yield the runs without tuning, seed after seed: what is cut short has all cells."""
+        most = max(int(cell.get("seeds", 3)) for cell in self.cells)
+        for seed, (cell, name) in itertools.product(range(most), list(self.pairs())):
+            if seed < cell.get("seeds", 3):
+                yield from (Job(name, settings, seed) for settings in self.trials(cell, name))
+
+
+def applies(change: Entry, cell: Entry) -> bool:
+    """Whether the entry ``only`` of a method or section allows a cell."""
+    only = change.get("only", {})
+    known = {**_defaults(cell), **cell} if only else {}
+    return all(
+        known.get(name) in (allowed if isinstance(allowed, list) else [allowed])
+        for name, allowed in only.items()
+    )
+
+
+def _defaults(cell: Entry) -> dict[str, Any]:
+    """Return what the settings of a cell are where it names none."""
+    named = {name: cell[name] for name in ("task", "model", "optimizer") if name in cell}
+    made = Settings.make(**named)
+    return {f.name: getattr(made, f.name) for f in fields(made)}
+
+
+def _cells(record: Mapping[str, Any]) -> Iterator[Entry]:
+    """Yield the cells, with the defaults, multiplied out; rates stay lists where they are tuned."""
+    for entry in record["cells"]:
+        given = {**record.get("defaults", {}), **entry}
+        kept = {"lr": given.pop("lr")} if "tune" in record and "lr" in given else {}
+        for cell in _product(given):
+            rates = record.get("rates", {}).get(cell.get("optimizer", "sgd"))
+            if rates is None or "lr" in cell or kept:
+                yield {**cell, **kept}
+            elif "tune" in record:
+                yield {**cell, "lr": rates}
+            else:
+                yield from ({**cell, "lr": lr} for lr in rates)
+
+
+def _product(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    values: Sequence[list[Any]] = [
+        v if isinstance(v, list) and name not in _WHOLE else [v] for name, v in entry.items()
+    ]
+    for combination in itertools.product(*values):
+        yield dict(zip(entry, combination, strict=True))
+
+
+def _settings(given: dict[str, Any]) -> Settings:
+    given = {name: v for name, v in given.items() if name != "label" and v is not None}
+    try:
+        config = TeleportConfig(**given.pop("teleport", {}))
+        return Settings.make(given.pop("task", "digits"), **given, teleport=config)
+    except TypeError as error:
+        msg = f"invalid grid: {error}; allowed: settings of nullport compare"
+        raise ValueError(msg) from error
