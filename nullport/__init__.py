@@ -2,24 +2,35 @@
 
 The main path through the core, in reading order:
 
-- :mod:`nullport._graph`: what an adapter supplies (:class:`LayerGraph`).
-- :mod:`nullport._driver` and :mod:`nullport._ascent`: :func:`teleport`, the steps of a teleport.
+- :mod:`nullport.network`: what an adapter supplies (:class:`LayerGraph`).
+- :mod:`nullport._teleport`: :func:`teleport`, the steps of a teleport.
 - :mod:`nullport._direction`: the projected direction, without second derivatives.
-- :mod:`nullport._rowspace` and :mod:`nullport._projection`: the null space.
+- :mod:`nullport._nullspace`: the null space, and the gain that is a projection.
 
-Authors of adapters find what they need in :mod:`nullport.protocol`.
+``docs/architecture.md`` follows a teleport through all of them. Authors of adapters find what they
+need in :mod:`nullport.network`.
 """
 
 from nullport._config import TeleportConfig
-from nullport._driver import teleport
-from nullport._graph import LayerGraph
-from nullport._report import TeleportReport
+from nullport._report import LayerReport, TeleportReport
+from nullport._schedule import Rule, State, Teleporter
+from nullport._tangent import Engine
+from nullport._teleport import Outcome, inspect, run, teleport
+from nullport.network import LayerGraph
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Engine",
     "LayerGraph",
+    "LayerReport",
+    "Outcome",
+    "Rule",
+    "State",
     "TeleportConfig",
     "TeleportReport",
+    "Teleporter",
+    "inspect",
+    "run",
     "teleport",
 ]

@@ -1,18 +1,21 @@
-"""Small array helpers that the standard lacks, for stacks of matrices (..., rows, columns).
+"""Small array helpers that the standard lacks, and matrices that stay in factors.
 
-Everything goes through :func:`array_api_compat.array_namespace`, never through a framework.
+Arrays may be of any namespace (:func:`array_api_compat.array_namespace`) and carry leading stack
+axes: (..., rows, columns). A *vector* is one array per parameter of a network, None where it is 0;
+an entry may be a :class:`LowRank`, which stands for ``left^T right`` without forming it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
 from array_api_compat import array_namespace, device, is_lazy_array, is_numpy_array
 
 Array: TypeAlias = Any
 """An array of any namespace that follows the Python array API standard."""
-
 
 _NAMESPACES: dict[type, Any] = {}
 
@@ -25,17 +28,22 @@ def namespace(x: Array) -> Any:
     return _NAMESPACES[kind]
 
 
+def traced(x: Array) -> bool:
+    """Return whether the value of ``x`` cannot be asked for, as inside ``jax.jit``."""
+    return bool(is_lazy_array(x))
+
+
 def known(condition: Array) -> bool:
     """Return whether a 0-d bool is true and may be asked for; a traced one may not.
 
     Work is skipped where this holds. Where nothing can be asked, it is done and masked.
     """
-    return not is_lazy_array(condition) and bool(condition)
+    return not traced(condition) and bool(condition)
 
 
 def plain(x: Array) -> Any:
     """Return a 0-d array as a Python number, or as it is where it may be traced."""
-    if is_lazy_array(x):
+    if traced(x):
         return x
     if isinstance(x, float):  # of Python or NumPy
         return float(x)
@@ -57,24 +65,116 @@ def widen(x: Array) -> Array:
 def double(x: Array) -> Array:
     """Return ``x`` in float64, or in float32 where the namespace has nothing wider (JAX)."""
     xp = namespace(x)
-    widest = "float64" if "float64" in _floats(xp) else "float32"
-    return xp.astype(x, getattr(xp, widest), copy=False)
+    floats = xp.__array_namespace_info__().dtypes(kind="real floating")
+    return xp.astype(x, xp.float64 if "float64" in floats else xp.float32, copy=False)
 
 
-def _floats(xp: Any) -> Any:
-    return xp.__array_namespace_info__().dtypes(kind="real floating")
+def eps(x: Array) -> float:
+    """Return the relative spacing of numbers in the dtype of ``x``."""
+    return float(namespace(x).finfo(x.dtype).eps)
 
 
-def norm(x: Array) -> Array:
-    """Return the Frobenius norm of ``x`` (any shape) as a 0-d array."""
-    linalg = namespace(x).linalg
-    if is_numpy_array(x):  # a product with itself; the other one makes an array of squares
-        return linalg.norm(x)
-    return linalg.vector_norm(x)
+def positive(x: Array) -> Array:
+    """Return ``x`` where it is positive, else 1: a divisor."""
+    xp = namespace(x)
+    return xp.where(x > 0, x, xp.ones_like(x))
 
 
-def joint_norm(arrays: list[Array]) -> Array:
-    """Return the norm of several arrays taken as one vector, as a 0-d array.
+@dataclass(frozen=True)
+class LowRank:
+    """The matrix ``left^T right``, shape (..., a, b), in factors.
+
+    Attributes:
+        left: Shape (..., n, a).
+        right: Shape (..., n, b).
+    """
+
+    left: Array
+    right: Array
+
+    @property
+    def mT(self) -> LowRank:  # noqa: N802
+        """The transpose."""
+        return LowRank(self.right, self.left)
+
+    def dense(self) -> Array:
+        """Return the product, shape (..., a, b)."""
+        return namespace(self.left).matrix_transpose(self.left) @ self.right
+
+    def outputs(self, rows: Array) -> Array:
+        """Return ``rows (left^T right)^T``, shape (..., m, a), for ``rows`` (..., m, b)."""
+        return (rows @ namespace(rows).matrix_transpose(self.right)) @ self.left
+
+    def norm(self) -> Array:
+        """Return the Frobenius norm, 0-d; never less than what rounding can resolve."""
+        return self.norms()[0]
+
+    def norms(self) -> tuple[Array, Array]:
+        """Return the Frobenius norm, and the product of those of the factors, 0-d each."""
+        xp = namespace(self.right)
+        sizes = [largest(self.left), largest(self.right)]
+        grams = [
+            f @ xp.matrix_transpose(f)
+            for f in (a / s for a, s in zip((self.left, self.right), sizes, strict=True))
+        ]
+        terms = grams[0] * grams[1]
+        squared = xp.maximum(xp.sum(terms), eps(terms) * xp.sum(xp.abs(terms)))
+        traces = [xp.sum(xp.linalg.trace(gram)) for gram in grams]
+        found = xp.sqrt(xp.stack([squared, traces[0] * traces[1]])) * sizes[0] * sizes[1]
+        return found[0], found[1]
+
+
+Matrix: TypeAlias = "Array | LowRank"
+Vector: TypeAlias = "Sequence[Array | LowRank | None]"
+Dense: TypeAlias = "Sequence[Array | None]"
+"""A vector without low-rank entries."""
+
+
+def dense(x: Matrix) -> Array:
+    """Return a matrix as an array."""
+    return x.dense() if isinstance(x, LowRank) else x
+
+
+def outputs(x: Matrix, rows: Array) -> Array:
+    """Return ``rows x^T``, shape (..., m, a), for a matrix ``x`` (..., a, b)."""
+    if isinstance(x, LowRank):
+        return x.outputs(rows)
+    return rows @ namespace(rows).matrix_transpose(x)
+
+
+_LIMITS: dict[Any, tuple[float, float]] = {}
+
+
+def norm(x: Matrix) -> Array:
+    """Return the Frobenius norm of ``x`` (any shape), 0-d, where squares over- or underflow too."""
+    if isinstance(x, LowRank):
+        return x.norm()
+    xp = namespace(x)
+    if not traced(x):
+        # NumPy's own is a product with itself; that of the standard makes an array of squares.
+        plainly = np.linalg.norm(x) if is_numpy_array(x) else xp.linalg.vector_norm(x)
+        if x.dtype not in _LIMITS:
+            info = xp.finfo(x.dtype)
+            low = (float(info.smallest_normal) / float(info.eps)) ** 0.5
+            _LIMITS[x.dtype] = low, float(info.max)
+        low, high = _LIMITS[x.dtype]
+        if low < float(plainly) < high:
+            return plainly
+    size = largest(x)
+    return xp.linalg.vector_norm(x / size) * size
+
+
+def largest(x: Array) -> Array:
+    """Return the largest magnitude in ``x``, 0-d; 1 where it is 0 or not finite."""
+    xp = namespace(x)
+    if 0 in x.shape:
+        return xp.ones((), dtype=x.dtype, device=place(x))
+    size = xp.max(xp.abs(x))
+    return xp.where((size > 0) & xp.isfinite(size), size, xp.ones_like(size))
+
+
+def joint_norm(arrays: Sequence[Matrix]) -> Array:
+    """Return the norm of several arrays taken as one vector, 0-d, in float32 or better.
 
     Raises:
         ValueError: If ``arrays`` is empty.
@@ -82,41 +182,49 @@ def joint_norm(arrays: list[Array]) -> Array:
     if not arrays:
         msg = "joint_norm needs at least one array"
         raise ValueError(msg)
-    return joined([norm(widen(a)) for a in arrays])
+    return joined([norm(a if isinstance(a, LowRank) else widen(a)) for a in arrays])
 
 
-def joined(norms: list[Array]) -> Array:
+def joined(norms: Sequence[Array]) -> Array:
     """Return the norm of the vector whose parts have the given norms, all 0-d."""
-    if len(norms) == 1:
-        return norms[0]
-    xp = namespace(norms[0])
-    return xp.linalg.vector_norm(xp.stack(norms))
+    return norms[0] if len(norms) == 1 else norm(namespace(norms[0]).stack(list(norms)))
 
 
-class Norms:
-    """The norms of arrays, each computed when it is first asked for."""
-
-    def __init__(self, arrays: Sequence[Array]) -> None:
-        """Take the arrays."""
-        self._arrays = arrays
-        self._found: dict[int, Array] = {}
-
-    def __getitem__(self, index: int) -> Array:
-        """Return the norm of one of them, 0-d."""
-        if index not in self._found:
-            self._found[index] = norm(widen(self._arrays[index]))
-        return self._found[index]
+def length(vector: Vector) -> Array:
+    """Return the norm of a vector over all parameters, 0-d."""
+    return joint_norm([a for a in vector if a is not None])
 
 
-def product_norm(left: Array, right: Array) -> Array:
-    """Return ``||left^T right||`` for factors (..., n, a) and (..., n, b), as a 0-d array.
+def inner(a: Vector, b: Vector) -> Array:
+    """Return the inner product of two vectors over all parameters, 0-d."""
+    terms = [
+        namespace(y).sum(widen(dense(x)) * widen(dense(y)))
+        for x, y in zip(a, b, strict=True)
+        if x is not None and y is not None
+    ]
+    return sum(terms[1:], start=terms[0])
 
-    The product is not formed. Never less than what rounding can resolve.
-    """
-    xp = namespace(right)
-    terms = (left @ xp.matrix_transpose(left)) * (right @ xp.matrix_transpose(right))
-    floor = float(xp.finfo(terms.dtype).eps) * xp.sum(xp.abs(terms))
-    return xp.sqrt(xp.maximum(xp.sum(terms), floor))
+
+def scaled(factor: float | Array, x: Matrix) -> Matrix:
+    """Return ``factor x`` in the dtype of ``x``, for a Python number or a 0-d array."""
+    if isinstance(x, LowRank):
+        return LowRank(x.left, scaled(factor, x.right))
+    if isinstance(factor, int | float):
+        return float(factor) * x
+    return namespace(x).astype(factor, x.dtype, copy=False) * x
+
+
+def densified(vector: Vector) -> list[Array | None]:
+    """Return a vector with every entry formed."""
+    return [None if a is None else dense(a) for a in vector]
+
+
+def combine(a: Vector, factor: float | Array, b: Vector) -> list[Array | None]:
+    """Return ``a + factor b``, None where ``a`` is None and taking ``b`` as 0 where it is None."""
+    return [
+        x if x is None or y is None else dense(x) + scaled(factor, dense(y))
+        for x, y in zip(a, b, strict=True)
+    ]
 
 
 def place(x: Array) -> Any:
@@ -128,10 +236,10 @@ def place(x: Array) -> Any:
     return None if hasattr(where, "device_set") else where
 
 
-def with_column(x: Array, value: float) -> Array:
+def with_column(x: Array, value: float | Array) -> Array:
     """Append a constant column to the stack of matrices ``x``: (..., n, d) -> (..., n, d + 1)."""
     xp = namespace(x)
-    column = xp.full((*x.shape[:-1], 1), value, dtype=x.dtype, device=place(x))
+    column = xp.ones((*x.shape[:-1], 1), dtype=x.dtype, device=place(x)) * value
     return xp.concat([x, column], axis=-1)
 
 
@@ -143,3 +251,39 @@ def probe_vector(like: Array, length: int) -> Array:
     xp = namespace(like)
     index = xp.arange(1, length + 1, dtype=like.dtype, device=place(like))
     return xp.cos(index * 1.7) + 0.1
+
+
+class Collective:
+    """What the core asks of several replicas that hold different samples; identity for one.
+
+    Every replica holds the same weights, calls the same methods in the same order, and gets the
+    same answers. The joint loss is the mean of the replicas' losses.
+
+    Attributes:
+        size: Number of replicas.
+    """
+
+    size: int = 1
+
+    def sum(self, x: Any) -> Any:
+        """Return the sum over replicas of an array, or of a Python number."""
+        return x
+
+    def rows(self, x: Array) -> Array:
+        """Return the rows of all replicas, (..., sum of n, d), for ``x`` (..., n, d)."""
+        return x
+
+    def mean(self, x: Array) -> Array:
+        """Return the mean over replicas."""
+        return x if self.size == 1 else self.sum(x) / self.size
+
+    def agree(self, flag: Array) -> Array:
+        """Return whether a 0-d bool is true on any replica."""
+        return flag
+
+    def norm(self, x: Array) -> Array:
+        """Return the norm of the vector whose parts have the norms ``x``, 0-d each."""
+        if self.size == 1:
+            return x
+        size = positive(self.sum(x))  # scales, so that no square over- or underflows
+        return size * self.sum((x / size) ** 2) ** 0.5

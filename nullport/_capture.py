@@ -3,22 +3,48 @@
 A weight is cut into *blocks*: sets of elements used as one matrix (out, in), or a stack of them.
 A block may move only if every use of its elements in the loss is a recognised linear map; it must
 be null for the union of the inputs of all those uses. Any other use excludes it, with a reason.
+A :class:`Layer` is a block with what is measured of it before anything moves: above all whether
+the uses that were seen account for its whole gradient.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import cache
 from math import prod
 
-from nullport._arrays import Array, known, namespace, norm, probe_vector, widen
+from nullport._arrays import (
+    Array,
+    LowRank,
+    Matrix,
+    Vector,
+    dense,
+    joined,
+    joint_norm,
+    known,
+    namespace,
+    norm,
+    probe_vector,
+    widen,
+)
 from nullport._config import TeleportConfig
-from nullport._graph import Linearization, Parameter, Use
-from nullport._layout import Layout
+from nullport._nullspace import is_tight
+from nullport._sites import DenseSite, Layout
+from nullport.network import (
+    MISMATCH,
+    Collective,
+    LayerGraph,
+    Linearization,
+    Parameter,
+    Use,
+    factored,
+)
 
-BIAS = "a bias: it moves with the weight of its layer"
+Norms = Callable[[int], Array]
+"""The norm of each parameter, 0-d, computed when it is first asked for."""
 
 
 @dataclass(frozen=True)
@@ -45,144 +71,251 @@ class Block:
         return prod(size for size, _ in self.layout.inp) + (self.bias is not None)
 
 
-@dataclass(frozen=True)
-class Excluded:
-    """A parameter, or part of one, that does not move, and why."""
-
-    name: str
-    reason: str
-    sites: tuple[int, ...] = ()
-
-
 def capture(
     parameters: Sequence[Parameter], uses: Sequence[Use], config: TeleportConfig
-) -> tuple[list[Block], list[Excluded]]:
-    """Apply the capture rule.
-
-    Args:
-        parameters: All parameters of the network.
-        uses: Every use of every parameter.
-        config: Says which names are included, and whether biases move.
+) -> tuple[list[Block], dict[str, str]]:
+    """Apply the capture rule to every use of every parameter.
 
     Returns:
-        The blocks that may move, and the weights that must not. Parameters that are no weight of
-        any linear map (biases, scales, embeddings) are listed only if they are weights elsewhere.
+        The blocks that may move; and by name, the weights that must not, and why. Parameters that
+        are no weight of any linear map are listed too, biases of linear maps excepted.
     """
-    by_parameter: dict[int, list[Use]] = defaultdict(list)
+    own: dict[int, list[Use]] = defaultdict(list)
     for use in uses:
-        by_parameter[use.parameter].append(use)
+        own[use.parameter].append(use)
     blocks: list[Block] = []
-    excluded: list[Excluded] = []
+    excluded: dict[str, str] = {}
     for index, parameter in enumerate(parameters):
-        own = by_parameter[index]
-        reason = _why_not(parameter, own, config)
-        sites = tuple(sorted({u.site for u in own if u.site is not None}))
-        if reason:
-            excluded.append(Excluded(parameter.name, reason, sites))
-            continue
-        found, clashes = _blocks(parameter, index, own)
-        blocks += found
-        excluded += clashes
+        reason = _why_not(parameter, own[index], config)
+        if reason is None:
+            blocks += _blocks(parameter.name, index, own[index])
+        elif reason:
+            excluded[parameter.name] = reason
     if config.bias:
-        free = {
-            index: own
-            for index, own in by_parameter.items()
-            if parameters[index].movable and not _matches(parameters[index].name, config.exclude)
-        }
+        names = {i: parameters[i].name for i in own if parameters[i].movable}
+        free = {i: own[i] for i, name in names.items() if not _matches(name, config.exclude)}
         blocks = [_with_bias(block, free) for block in blocks]
     return blocks, excluded
 
 
-def _why_not(parameter: Parameter, uses: Sequence[Use], config: TeleportConfig) -> str:
-    """Return why no part of this parameter may move, or an empty string."""
+def _why_not(parameter: Parameter, uses: Sequence[Use], config: TeleportConfig) -> str | None:
+    """Return why no part of this parameter may move; empty for a bias, None if it may."""
     if not parameter.movable:
         return parameter.reason
     if not uses:
         return "its use is not visible (none, or only in code that hides it)"
     if all(use.role == "bias" for use in uses):
-        return BIAS
+        return ""
     others = sorted({use.reason for use in uses if use.layout is None})
     if others:
-        return (
-            "also used by " + ", ".join(others)
-            if _is_weight(uses)
-            else "used by " + ", ".join(others)
-        )
+        linear = any(use.layout is not None and use.role == "weight" for use in uses)
+        return ("also used by " if linear else "used by ") + ", ".join(others)
     if any(use.role == "bias" for use in uses):
         return "used as a weight and as a bias"
     if not _matches(parameter.name, config.include):
         return "not in include"
-    return "in exclude" if _matches(parameter.name, config.exclude) else ""
+    if _matches(parameter.name, config.exclude):
+        return "in exclude"
+    layouts = [layout for layout, _ in _by_layout(uses)]
+    if any(a.overlaps(b) for i, a in enumerate(layouts) for b in layouts[i + 1 :]):
+        return "the same elements are used in different layouts, such as W and its transpose"
+    return None
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _is_weight(uses: Sequence[Use]) -> bool:
-    return any(use.layout is not None and use.role == "weight" for use in uses)
-
-
-def _blocks(
-    parameter: Parameter, index: int, uses: Sequence[Use]
-) -> tuple[list[Block], list[Excluded]]:
-    """Group uses by layout; different layouts must not share an element."""
-    groups: dict[object, list[Use]] = defaultdict(list)
+def _by_layout(uses: Sequence[Use]) -> list[tuple[Layout, tuple[int, ...]]]:
+    """Return the layouts of linear uses, and the sites of each."""
+    groups: dict[object, tuple[Layout, set[int]]] = {}
     for use in uses:
-        assert use.layout is not None  # _why_not has ruled the others out
-        groups[use.layout.canonical].append(use)
-    layouts = [group[0].layout for group in groups.values() if group[0].layout is not None]
-    for i, first in enumerate(layouts):
-        if any(first.overlaps(second) for second in layouts[i + 1 :]):
-            sites = tuple(sorted({u.site for u in uses if u.site is not None}))
-            reason = "the same elements are used in different layouts, such as W and its transpose"
-            return [], [Excluded(parameter.name, reason, sites)]
-    blocks: list[Block] = []
-    for layout, group in zip(layouts, groups.values(), strict=True):
-        part = "" if len(layouts) == 1 else f"[part {len(blocks) + 1}/{len(layouts)}]"
-        sites = tuple(sorted({u.site for u in group if u.site is not None}))
-        blocks.append(Block(parameter.name + part, index, layout, sites))
-    return blocks, []
+        if use.layout is not None and use.site is not None:
+            groups.setdefault(use.layout.canonical, (use.layout, set()))[1].add(use.site)
+    return [(layout, tuple(sorted(sites))) for layout, sites in groups.values()]
 
 
-def _with_bias(block: Block, uses: dict[int, list[Use]]) -> Block:
+def _blocks(name: str, index: int, uses: Sequence[Use]) -> list[Block]:
+    groups = _by_layout(uses)
+    parts = [f"[part {i + 1}/{len(groups)}]" if len(groups) > 1 else "" for i in range(len(groups))]
+    return [Block(name + part, index, *group) for part, group in zip(parts, groups, strict=True)]
+
+
+def _with_bias(block: Block, uses: Mapping[int, Sequence[Use]]) -> Block:
     """Attach the bias if it is used by exactly this block's sites, once each, and nowhere else."""
     for index, own in uses.items():
         mine = [u for u in own if u.role == "bias" and u.site in block.sites]
-        if not mine or mine[0].layout is None:
-            continue
-        layout = mine[0].layout
-        same = all(u.layout and u.layout.canonical == layout.canonical for u in mine)
         rest = [u for u in own if u not in mine]
+        layout = mine[0].layout if mine else None
+        if layout is None or len(_by_layout(mine)) != 1 or len(mine) != len(block.sites):
+            continue
         apart = all(u.layout is not None and not u.layout.overlaps(layout) for u in rest)
-        if (
-            same
-            and apart
-            and tuple(sorted(u.site for u in mine if u.site is not None)) == block.sites
-        ):
-            return Block(block.name, block.parameter, block.layout, block.sites, (index, layout))
+        if apart and _by_layout(mine)[0][1] == block.sites:
+            return replace(block, bias=(index, layout))
     return block
 
 
-def without_hidden_bias(
-    block: Block, gradient: Array | None, lin: Linearization, tolerance: float
-) -> Block:
-    """Leave a bias behind if its gradient is not the sum of its layer's cotangents.
+@dataclass(frozen=True)
+class Layer:
+    """A block that may move, and what is known of it beforehand.
 
-    Args:
-        block: A block with a bias.
-        gradient: The gradient of the bias, shape (..., out), or None.
-        lin: The linearization that holds the sites.
-        tolerance: Largest relative mismatch.
+    Attributes:
+        block: The weights.
+        kind: The operation they are used in.
+        samples: Rows of input, over all replicas.
+        hidden: Whether a use of the weights was missed (0-d bool).
+        weight_norm: ``||W||``, bias included, 0-d.
+        output_norm: ``||X W^T||``, without the bias, 0-d.
+        tight: Whether so few inputs are free that it keeps to a budget.
+        exact: Whether its outputs stay as they are.
+        narrow: Relative spacing of numbers in the dtype of the weights, if that is wider than the
+            one directions are computed in, so that rounding a move is part of it; else 0.
     """
+
+    block: Block
+    kind: str
+    samples: int
+    hidden: Array
+    weight_norm: Array
+    output_norm: Array
+    tight: bool
+    exact: bool
+    narrow: float
+
+
+def lazy_norms(weights: Sequence[Array]) -> Norms:
+    """Return a function from an index to the norm of that array."""
+    return cache(lambda i: norm(widen(weights[i])))
+
+
+def find_layers(
+    graph: LayerGraph, lin: Linearization, config: TeleportConfig, norms: Norms
+) -> tuple[list[Layer], dict[str, str]]:
+    """Find the weights that may move, and say why the others may not.
+
+    Raises:
+        ValueError: If no weight is used by a linear map, or there are no samples.
+    """
+    blocks, excluded = capture(graph.parameters, lin.uses, config)
+    if not lin.sites:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in [*excluded.items()][:5])
+        msg = f"no weight of the model is used by a recognised linear map ({reasons})"
+        raise ValueError(msg)
+    counts = [sum(lin.sites[i].samples for i in block.sites) for block in blocks]
+    counts = [int(graph.collective.sum(count)) for count in counts]
+    if blocks and not any(counts):
+        msg = "the captured batch has 0 samples; a teleport needs at least 1 sample"
+        raise ValueError(msg)
+    pairs = list(zip(blocks, counts, strict=True))
+    excluded |= {block.name: "no sample reaches it" for block, n in pairs if not n}
+    return [_layer(block, n, graph, lin, norms, config) for block, n in pairs if n], excluded
+
+
+def _layer(
+    block: Block,
+    samples: int,
+    graph: LayerGraph,
+    lin: Linearization,
+    norms: Norms,
+    config: TeleportConfig,
+) -> Layer:
+    """Check that a block's uses were all seen, and measure its weights and outputs."""
+    sites = [lin.sites[i] for i in block.sites]
+    tolerance, together = MISMATCH[lin.bits], graph.collective
+    block = _without_hidden_bias(block, graph, lin, tolerance)
+    gradient = lin.gradients[block.parameter]
+    output_norm = together.norm(joint_norm([site.output_norm for site in sites]))
+    mismatch = output_norm * 0
+    if gradient is not None:
+        read = graph.read(block.parameter, dense(gradient), block.layout)
+        mismatch = explained(block, read, lin)
+    weights = graph.weights()
+    tight = is_tight(block.features, samples, config)
+    return Layer(
+        block=block,
+        kind=sites[0].kind,
+        samples=samples,
+        hidden=together.agree(mismatch > tolerance),
+        weight_norm=_weight_norm(block, graph, weights, norms),
+        output_norm=output_norm,
+        tight=tight,
+        exact=not tight and config.projection in ("budget", "threshold") and not config.threshold,
+        narrow=_spacing(weights[block.parameter]),
+    )
+
+
+def _spacing(weight: Array) -> float:
+    info = namespace(weight).finfo(weight.dtype)
+    return float(info.eps) if int(info.bits) < 32 else 0.0
+
+
+def _weight_norm(block: Block, graph: LayerGraph, weights: Sequence[Array], norms: Norms) -> Array:
+    """Return the norm of a block's weights, bias included, 0-d."""
+    parts = [(block.parameter, block.layout)] + ([] if block.bias is None else [block.bias])
+    return joined(
+        [
+            norms(i)
+            if layout.size == prod(weights[i].shape)
+            else norm(widen(graph.read(i, weights[i], layout)))
+            for i, layout in parts
+        ]
+    )
+
+
+def factors(
+    layers: Sequence[Layer], lin: Linearization, weights: Sequence[Array]
+) -> dict[int, LowRank]:
+    """Return, by parameter, its gradient in factors where one site is known to have all of it.
+
+    None at all where sites are known not to account for a gradient, or were not compared with it.
+    """
+    hidden = [layer.hidden for layer in layers]
+    if hidden and known(namespace(hidden[0]).any(namespace(hidden[0]).stack(hidden))):
+        return {}
+    compared = {layer.block.parameter for layer in layers}
+    found = {}
+    samples = {i: s.samples for i, s in enumerate(lin.sites) if isinstance(s, DenseSite)}
+    for index, use in factored([w.shape for w in weights], lin.uses, samples).items():
+        assert use.site is not None  # factored has asked
+        assert use.layout is not None
+        site = lin.sites[use.site]
+        if index not in compared:
+            return {}
+        if site.cotangent is not None and site.cotangent.dtype == site.inputs.dtype:
+            gradient = LowRank(site.cotangent, site.inputs)
+            found[index] = gradient.mT if use.layout.transposed else gradient
+    return found
+
+
+def joint_gradients(gradients: Vector, together: Collective) -> list[Matrix | None]:
+    """Return gradients of the joint loss: the mean over replicas, rows of factors joined."""
+    if together.size == 1:
+        return list(gradients)
+    return [
+        LowRank(together.rows(g.left) / together.size, together.rows(g.right))
+        if isinstance(g, LowRank)
+        else None
+        if g is None
+        else together.mean(g)
+        for g in gradients
+    ]
+
+
+def _without_hidden_bias(
+    block: Block, graph: LayerGraph, lin: Linearization, tolerance: float
+) -> Block:
+    """Leave a bias behind if its gradient is not the sum of its layer's cotangents."""
     sites = [lin.sites[i] for i in block.sites if lin.sites[i].cotangent is not None]
-    if gradient is None or not sites:
+    gradient = None if block.bias is None else lin.gradients[block.bias[0]]
+    if block.bias is None or gradient is None or not sites:
         return block
+    gradient = widen(graph.read(block.bias[0], dense(gradient), block.bias[1]))
     parts = [widen(site.bias_gradient()) for site in sites]
     # Against what was added, not the sum: attention's key bias has gradient 0 by cancellation.
     scale = sum(norm(widen(site.cotangent)) * site.samples**0.5 for site in sites)
-    mismatch = norm(widen(gradient) - sum(parts[1:], start=parts[0]))
-    return replace(block, bias=None) if known(~(mismatch <= tolerance * scale)) else block
+    mismatch = norm(gradient - sum(parts[1:], start=parts[0]))
+    hidden = graph.collective.agree(~(mismatch <= tolerance * scale))
+    return replace(block, bias=None) if known(hidden) else block
 
 
 def explained(block: Block, gradient: Array, lin: Linearization) -> Array:

@@ -1,8 +1,8 @@
 """What a teleport improves: a function phi of the weights, through the gradient g.
 
 The projected gradient of ``phi(g)`` over the weights of a layer needs only ``v = dphi/dg`` (see
-:mod:`nullport._direction`). An objective that also depends on other samples' loss adds their
-gradient ``direct``:
+:mod:`nullport._direction`). An objective that depends on the weights in another way too adds that
+gradient, ``direct``:
 
     N = (delta^T Xdot - direct) P,      Xdot along v.
 
@@ -12,6 +12,12 @@ gradient ``direct``:
 - ``look_ahead``: minus the loss of *other* samples after the optimizer's step, ``-L2(w - u(g))``;
   with ``direct = grad L2(w - u)``, ``v = (du/dg)^T direct``.
 - ``others``, a control: the same with ``v = 0``.
+- ``sharpness`` (as Zhao et al., 2024, by curvature): minus the curvature of the loss along the
+  optimizer's step, ``-(L(w - u) - L(w) + <g, u>)``, which is ``-<u, H u> / 2`` to second order.
+  With ``u`` held still, ``v = -u`` and ``direct = grad L(w - u)``; that of ``L(w)`` itself lies in
+  the row space.
+- ``weight_norm``: ``-||W||^2 / 2``, ``direct = W``; no tangent, and the length is that of the
+  projection, ``W P``, with which it is exact.
 
 The optimizer's step is read from the user's own optimizer, run on a copy of its state; its
 derivative is a difference of two such runs, symmetric for every elementwise rule.
@@ -19,13 +25,22 @@ derivative is a difference of two such runs, symmetric for every elementwise rul
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from nullport._arrays import Array, joint_norm, namespace, widen
-from nullport._graph import LayerGraph
-
-Vector = Sequence[Array | None]
+from nullport._arrays import (
+    Array,
+    Dense,
+    Vector,
+    combine,
+    densified,
+    known,
+    length,
+    namespace,
+    positive,
+    scaled,
+)
+from nullport.network import GRADIENT, LayerGraph
 
 PROBE = 1e-2
 """Relative length of the difference that differentiates the optimizer's step."""
@@ -38,103 +53,120 @@ class Pull:
     Attributes:
         v: Direction of the tangent pass, one array per parameter; None for no tangent pass.
         direct: Gradient to subtract before projecting, or None.
+        whole: Whether the projected direction is itself the longest useful move.
         cost: Compute used to find it, in gradients.
     """
 
     v: Vector | None
     direct: Vector | None = None
+    whole: bool = False
     cost: float = 0.0
 
 
-def grad_norm(graph: LayerGraph, gradients: Vector) -> Pull:  # noqa: ARG001
-    """Return ``v = g``."""
+def mean_gradient(graph: LayerGraph, batch: str, shift: Dense | None) -> tuple[Array, Dense]:
+    """Return the joint loss of a batch at ``w - shift``, and its gradient, over all replicas."""
+    loss, gradients = graph.gradient(batch, shift)
+    if graph.collective.size == 1:
+        return loss, gradients
+    mean = graph.collective.mean
+    return mean(loss), [None if g is None else mean(g) for g in gradients]
+
+
+def _grad_norm(graph: LayerGraph, gradients: Dense) -> Pull:  # noqa: ARG001
     return Pull(gradients)
 
 
-def decrease(graph: LayerGraph, gradients: Vector) -> Pull:
+def _decrease(graph: LayerGraph, gradients: Dense) -> Pull:
     """Return ``v = D g``: the optimizer's step without what it would do at zero gradient."""
     zero = [None if g is None else namespace(g).zeros_like(g) for g in gradients]
     step, drift = graph.optimizer_step(gradients), graph.optimizer_step(zero)
     return Pull(combine(step, -1.0, drift))
 
 
-def look_ahead(graph: LayerGraph, gradients: Vector) -> Pull:
-    """Return ``direct = grad L2(w - u)`` and ``v = (du/dg)^T direct``."""
+def _look_ahead(graph: LayerGraph, gradients: Dense) -> Pull:
     step = graph.optimizer_step(gradients)
-    direct = graph.elsewhere(step)
-    size, other = length(gradients), length(direct)
-    xp = namespace(size)
-    probe = PROBE * size / xp.where(other > 0, other, xp.ones_like(other))
-    probe = xp.where(probe > 0, probe, xp.full_like(probe, PROBE))
+    _, direct = mean_gradient(graph, "others", step)
+    probe = PROBE * length(gradients) / positive(length(direct))
+    probe = namespace(probe).where(probe > 0, probe, namespace(probe).full_like(probe, PROBE))
     bent = graph.optimizer_step(combine(gradients, probe, direct))
     v = [None if a is None else scaled(1 / probe, a) for a in combine(bent, -1.0, step)]
-    return Pull(v, direct, cost=1.0)
+    return Pull(v, direct, cost=GRADIENT)
 
 
-def others(graph: LayerGraph, gradients: Vector) -> Pull:
-    """Return ``direct = grad L2(w - u)`` alone."""
-    return Pull(None, graph.elsewhere(graph.optimizer_step(gradients)), cost=1.0)
+def _others(graph: LayerGraph, gradients: Dense) -> Pull:
+    step = graph.optimizer_step(gradients)
+    return Pull(None, mean_gradient(graph, "others", step)[1], cost=GRADIENT)
 
 
-OBJECTIVES: dict[str, Callable[[LayerGraph, Vector], Pull]] = {
-    "grad_norm": grad_norm,
-    "decrease": decrease,
-    "look_ahead": look_ahead,
-    "others": others,
+def _sharpness(graph: LayerGraph, gradients: Dense) -> Pull:
+    step = graph.optimizer_step(gradients)
+    _, direct = mean_gradient(graph, "batch", step)
+    return Pull([None if u is None else -u for u in step], direct, cost=GRADIENT)
+
+
+def _weight_norm(graph: LayerGraph, gradients: Dense) -> Pull:  # noqa: ARG001
+    return Pull(None, graph.weights(), whole=True)
+
+
+OBJECTIVES: dict[str, Callable[[LayerGraph, Dense], Pull]] = {
+    "grad_norm": _grad_norm,
+    "decrease": _decrease,
+    "look_ahead": _look_ahead,
+    "others": _others,
+    "sharpness": _sharpness,
+    "weight_norm": _weight_norm,
 }
 
+JUDGED = ("look_ahead", "others")
+"""Objectives that look at what the optimizer's step does, and so bound themselves."""
 
-def pull(objective: str | Callable[[Vector], Vector], graph: LayerGraph, gradients: Vector) -> Pull:
+
+def pull(objective: str | Callable[[Dense], Dense], graph: LayerGraph, gradients: Vector) -> Pull:
     """Return what an objective, given by name or as a function from g to v, asks for.
 
     Raises:
-        ValueError: If a custom objective returns arrays of another structure.
+        ValueError: If the network lacks what the objective reads, or a custom objective does not
+            return one finite array per parameter.
     """
-    if isinstance(objective, str):
-        return OBJECTIVES[objective](graph, gradients)
-    v = objective(gradients)
-    _check(v, gradients)
-    return Pull(v)
-
-
-def combine(a: Vector, factor: float | Array, b: Vector) -> list[Array | None]:
-    """Return ``a + factor b``, None where ``a`` is None and taking ``b`` as 0 where it is None."""
-    return [
-        x if x is None or y is None else x + scaled(factor, y) for x, y in zip(a, b, strict=True)
-    ]
-
-
-def scaled(factor: float | Array, x: Array) -> Array:
-    """Return ``factor x`` in the dtype of ``x``, for a Python number or a 0-d array."""
-    if isinstance(factor, float):
-        return factor * x
-    xp = namespace(x)
-    return xp.astype(factor, x.dtype, copy=False) * x
-
-
-def length(vector: Vector) -> Array:
-    """Return the norm over all parameters, 0-d."""
-    return joint_norm([widen(a) for a in vector if a is not None])
-
-
-def inner(a: Vector, b: Vector) -> Array:
-    """Return the inner product over all parameters, 0-d."""
-    terms = [
-        namespace(x).sum(widen(x) * widen(y))
-        for x, y in zip(a, b, strict=True)
-        if x is not None and y is not None
-    ]
-    return sum(terms[1:], start=terms[0])
-
-
-def _check(v: Vector, gradients: Vector) -> None:
-    if len(v) != len(gradients):
-        msg = f"the objective returned {len(v)} arrays for {len(gradients)} parameters"
+    if objective == "grad_norm":
+        return Pull(gradients)
+    formed = densified(gradients)
+    if not isinstance(objective, str):
+        v = objective(formed)
+        _check(v, formed)
+        return Pull(v)
+    if objective in JUDGED and graph.has_optimizer and "others" not in graph.batches:
+        msg = f"the objective {objective!r} needs a batch of other samples: pass others="
         raise ValueError(msg)
+    return OBJECTIVES[objective](graph, formed)
+
+
+def _check(v: object, gradients: Dense) -> None:
+    allowed = f"allowed: {len(gradients)} finite arrays, one per parameter, or None for no part"
+    shape = getattr(v, "shape", None)
+    what = None if isinstance(v, list | tuple) else type(v).__name__
+    if what is None and len(v) != len(gradients):  # type: ignore[arg-type]
+        what = f"{len(v)} arrays"  # type: ignore[arg-type]
+    elif what is not None and shape is not None:
+        what += f" of shape {tuple(shape)}"
+    if what is None:
+        what = _fault(v, gradients)  # type: ignore[arg-type]
+    if what is not None:
+        msg = f"the objective returned {what}; {allowed}"
+        raise ValueError(msg)
+
+
+def _fault(v: Dense, gradients: Dense) -> str | None:
+    """Return what is wrong with an entry of a custom objective's result, if anything is."""
+    if all(a is None for a in v):
+        return "None for every parameter"
     for index, (mine, theirs) in enumerate(zip(v, gradients, strict=True)):
-        if mine is not None and theirs is not None and mine.shape != theirs.shape:
-            msg = (
-                f"the objective returned shape {tuple(mine.shape)} for parameter {index} "
-                f"of shape {tuple(theirs.shape)}"
-            )
-            raise ValueError(msg)
+        if mine is None:
+            continue
+        if not (hasattr(mine, "shape") and hasattr(mine, "dtype")):
+            return f"a {type(mine).__name__} for parameter {index}"
+        if theirs is not None and mine.shape != (shape := theirs.shape):
+            return f"shape {tuple(mine.shape)} for parameter {index} of shape {tuple(shape)}"
+        if known(~namespace(mine).all(namespace(mine).isfinite(mine))):
+            return f"an array that is not finite (NaN or infinity) for parameter {index}"
+    return None

@@ -27,8 +27,9 @@ class Cause(IntEnum):
     STILL = 3
     LOSS = 4
     GRADIENT = 5
-    ARMIJO = 6
-    GUARD = 7
+    GAIN = 6
+    ARMIJO = 7
+    GUARD = 8
 
 
 class Hold(IntEnum):
@@ -62,6 +63,10 @@ REASONS: dict[Cause, Callable[[TeleportReport], str]] = {
         f"the loss went from {r.loss_before:.6g} to {r.loss_after:.6g}, which is more than allowed"
     ),
     Cause.GRADIENT: lambda r: f"the gradient norm would be {r.grad_norm_after:.6g}",
+    Cause.GAIN: lambda r: (
+        f"the gradient norm would go from {r.grad_norm_before:.6g} to {r.grad_norm_after:.6g}, "
+        f"which is more than max_gain allows"
+    ),
     Cause.ARMIJO: lambda r: (
         f"the optimizer's next step would not lower the loss of {r.loss_after:.6g} by half of "
         f"what its slope promises"
@@ -90,8 +95,10 @@ class LayerReport:
         null_dim: Directions that are free (summed over a stack of matrices).
         moved: Length of the move relative to the weight's norm, ``||dW|| / ||W||``.
         output_change_bound: Bound on ``||X dW^T|| / ||X W^T||`` on the captured samples, a moved
-            bias included in ``dW`` only; computed before moving.
-        output_change: The same ratio, measured (on about 16 rows where the null space is exact).
+            bias included in ``dW`` only, of the weights as they are stored; computed before
+            moving. Over several steps, the sum of the bounds of each at its own inputs.
+        output_change: The same ratio, measured (on about 16 rows where the null space is exact);
+            rounding as weights are stored counts in half precision.
         hold: Why it did not move, one of :class:`Hold`; 0 for an excluded weight.
         note: Why it is excluded; empty if it is not.
     """
@@ -131,7 +138,8 @@ class TeleportReport:
         guard_after: The same at the moved weights.
         grad_norm_before: Norm of the gradient over all parameters before.
         grad_norm_after: Norm of the gradient at the moved weights.
-        radius: Largest relative length allowed for each weight.
+        radius: Largest relative length allowed for each weight; that of the second, shorter try
+            where the first went too far.
         cause: Why the move was refused, one of :class:`Cause`; 0 if it was accepted.
         seconds: Wall-clock time of the whole teleport; 0 where it is traced.
         cost: Compute used, in gradients (forward and backward) of the captured batch.

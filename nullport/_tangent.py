@@ -5,23 +5,26 @@ adapter for forward-mode differentiation. ``fd`` runs one more plain forward,
 
     Xdot = (X(w + e v) - X(w)) / e,      ||e v|| = h ||w||,
 
-and works through anything that has a forward. An error in ``Xdot`` bends the direction a little
-and can never break the level set. ``auto`` takes ``fd`` in float32, where it costs one plain
-forward and bends the direction by a few degrees, and ``jvp`` otherwise: float64 users want more
-digits than a difference has, and half precision has too few for one.
+and works through anything that has a forward. Tangents are handed over per relative length, times
+``||w|| / ||v||``, so that they have the size of the inputs whatever that of the loss is. An error
+in ``Xdot`` bends the direction a little and can never break the level set. ``auto`` takes ``fd`` in
+float32, where it costs one plain forward and bends the direction by a few degrees, and ``jvp``
+otherwise: float64 users want more digits than a difference has, and half precision has too few.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
+from typing import Protocol
 
-from array_api_compat import is_lazy_array
-
-from nullport._arrays import Array, namespace, norm, widen
-from nullport._cost import FORWARD
-from nullport._graph import LayerGraph, Linearization, Receive, TangentUnavailable
-from nullport._objective import Vector
-from nullport._site import DenseSite, Site
+from nullport._arrays import Array, Dense, densified, known, norm, traced, widen
+from nullport.network import (
+    FORWARD,
+    LayerGraph,
+    Receive,
+    TangentUnavailable,
+    Vector,
+)
 
 _STEP = {16: 1e-1, 32: 1e-4, 64: 1e-7}
 """Relative length h of the difference, by bits of the dtype the layer inputs are held in."""
@@ -34,11 +37,14 @@ _NOISE = 1e-6
 """Relative rounding allowed in inputs: float64 networks often compute in float32 inside."""
 
 
-def bits(lin: Linearization) -> int:
-    """Return the width in bits of the narrowest dtype that layer inputs or cotangents have."""
-    arrays = [a for s in lin.sites for a in (s.inputs, s.cotangent) if a is not None]
-    dtypes = {a.dtype: a for a in arrays}
-    return min(int(namespace(a).finfo(dtype).bits) for dtype, a in dtypes.items())
+class Tangents(Protocol):
+    """What takes tangents: sites, by their indices."""
+
+    def inputs(self, index: int) -> Array | None:
+        """Return the inputs of a site, or None if nobody asks for its tangent."""
+
+    def receive(self, index: int, tangent: Array) -> None:
+        """Take the tangent of its inputs; in the order of the sites."""
 
 
 class Engine:
@@ -48,87 +54,79 @@ class Engine:
     difference; on disagreement ``auto`` falls back to ``fd`` and an explicit ``jvp`` raises.
     """
 
-    def __init__(self, choice: str, prefer: str = "") -> None:
-        """Make an engine for ``choice`` ("auto", "jvp" or "fd").
-
-        ``prefer`` is what ``"auto"`` tries first, if not left to the dtype.
-        """
-        self.choice, self._prefer = choice, prefer
-        self.used = ""
-        self.cost = 0.0
+    def __init__(self, choice: str = "auto") -> None:
+        """Make an engine for ``choice`` ("auto", "jvp" or "fd")."""
+        self.choice = choice
         self._failed: set[str] = set()
         self._checked = False
+
+    def choose(self, width: int) -> str:
+        """Return the way to take for inputs of a dtype of ``width`` bits."""
+        if self.choice != "auto":
+            return self.choice
+        first = "fd" if width == 32 else "jvp"
+        second = "jvp" if first == "fd" else "fd"
+        return second if first in self._failed else first
 
     def __call__(
         self,
         graph: LayerGraph,
-        lin: Linearization,
         v: Vector,
         step: Array,
-        receive: Receive,
-        along: Mapping[int, int] | None = None,
-    ) -> None:
-        """Hand over the tangent of every site's inputs along ``v``.
+        sites: Tangents,
+        bits: int,
+        replay_cost: float,
+    ) -> float:
+        """Hand over the tangent of every site's inputs along ``v``, times ``step``.
 
         Args:
             graph: The network.
-            lin: Its linearization at the current weights.
             v: One array per parameter, or None for zero.
-            step: ``||w|| / ||v||``, 0-d, the scale of a finite difference.
-            receive: Called with a site's index and the tangent of its inputs.
-            along: By parameter, the site whose gradient ``v`` is there: a difference does not ask
-                for ``v`` then.
+            step: ``||w|| / ||v||``, 0-d.
+            sites: Takes the tangents, and knows the inputs at the current weights.
+            bits: Width of the dtype of the inputs.
+            replay_cost: Compute of one replay, in gradients.
+
+        Returns:
+            The compute used, in gradients.
 
         Raises:
             ValueError: If ``jvp`` was asked for and disagrees with a finite difference.
             TangentUnavailable: If the way that was tried cannot handle this network; see
                 :meth:`give_up`.
         """
-        width = bits(lin)
-        self.used = self._choose(width)
-        if self.used == "jvp" and not self._checked and not is_lazy_array(step):
+        if self.choose(bits) == "jvp" and not self._checked and not traced(step):
             self._checked = True
-            if not self._right(graph, lin, v, step, width):
+            right = self._right(graph, densified(v), step, sites, bits)
+            if known(graph.collective.agree(step != step if right else step == step)):
                 self._failed.add("jvp")
-                self.used = self._choose(width)
-        if self.used == "jvp":
-            self.cost = 2 * FORWARD
-            graph.jvp(v, receive)
-        else:
-            self.cost = lin.replay_cost
-            difference(graph, lin, v, step * _STEP[width], receive, along)
+        if self.choose(bits) == "fd":
+            difference(graph, v, step, _STEP[bits], sites.inputs, sites.receive)
+            return replay_cost
+        graph.jvp(densified(v), lambda index, tangent: sites.receive(index, widen(tangent) * step))
+        return 2 * FORWARD
 
-    def _choose(self, width: int) -> str:
-        if self.choice != "auto":
-            return self.choice
-        by_width = "fd" if width == 32 else "jvp"
-        first = self._prefer or by_width
-        second = "jvp" if first == "fd" else "fd"
-        return second if first in self._failed else first
-
-    def give_up(self) -> bool:
+    def give_up(self, bits: int) -> bool:
         """Note that the last way failed; return whether there is another."""
-        self._failed.add(self.used)
+        self._failed.add(self.choose(bits))
         return self.choice == "auto" and len(self._failed) < 2
 
-    def _right(
-        self, graph: LayerGraph, lin: Linearization, v: Vector, step: Array, width: int
-    ) -> bool:
+    def _right(self, graph: LayerGraph, v: Dense, step: Array, sites: Tangents, bits: int) -> bool:
         """Compare forward mode with a finite difference."""
         exact: dict[int, Array] = {}
         graph.jvp(v, exact.__setitem__)
-        length, tolerance = _CHECK[width]
+        relative, tolerance = _CHECK[bits]
         worst: list[tuple[float, float]] = [(0.0, 0.0)]
 
         def compare(index: int, approximate: Array) -> None:
-            inputs = widen(lin.sites[index].inputs)
-            found = widen(exact[index]) if index in exact else inputs * 0
+            inputs = widen(sites.inputs(index))
+            found = widen(exact[index]) * step if index in exact else inputs * 0
             size = max(float(norm(found)), float(norm(approximate)))
-            allowed = tolerance * size + _NOISE * float(norm(inputs)) / float(step * length)
+            allowed = tolerance * size + _NOISE * float(norm(inputs)) / relative
             worst.append((float(norm(found - approximate)) / max(allowed, 1e-300), size))
 
         try:
-            difference(graph, lin, v, step * length, compare)
+            difference(graph, v, step, relative, sites.inputs, compare)
         except TangentUnavailable:  # nothing to compare with
             return True
         ratio, size = max(worst)
@@ -143,26 +141,17 @@ class Engine:
 
 def difference(
     graph: LayerGraph,
-    lin: Linearization,
     v: Vector,
     step: Array,
+    relative: float,
+    inputs: Callable[[int], Array | None],
     receive: Receive,
-    along: Mapping[int, int] | None = None,
 ) -> None:
-    """Hand over tangents by one forward at ``w + step v``."""
+    """Hand over tangents, times ``step``, by one forward at ``w + relative step v``."""
 
     def subtract(index: int, moved: Array) -> None:
-        if lin.sites[index] is not None:  # nobody asks for its tangent
-            receive(index, (widen(moved) - widen(lin.sites[index].inputs)) / step)
+        held = inputs(index)
+        if held is not None:  # else nobody asks for its tangent
+            receive(index, (widen(moved) - widen(held)) / relative)
 
-    if along:
-        rest = [None if i in along else a for i, a in enumerate(v)]
-        # Held by the adapter alone, which lets go of a site's factors as it has passed it.
-        graph.replay(rest, step, subtract, {s: _dense(lin.sites[s]) for s in along.values()})
-    else:
-        graph.replay(v, step, subtract)
-
-
-def _dense(site: Site) -> DenseSite:
-    assert isinstance(site, DenseSite)  # others are not known by factors
-    return site
+    graph.replay(v, step * relative, subtract)

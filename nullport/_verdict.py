@@ -1,47 +1,54 @@
 """Whether a move may stay: measured on the loss itself, other samples having the last word.
 
-Four tests, each of which can refuse:
+Five tests, each of which can refuse:
 
 - the loss on the captured batch must not rise by more than is allowed;
 - the gradient at the moved weights must be finite;
-- with the user's optimizer known, its own next step u must still behave there. On the captured
-  batch (Armijo; for a quadratic it says that the learning rate is at most the Cauchy step)
+- its norm must not grow by more than a factor, unless the optimizer's own step is judged;
+- with the user's optimizer known, its next step u must still behave there. On the captured batch
+  (Armijo; for a quadratic it says that the learning rate is at most the Cauchy step)
 
       L(w' - u') <= L(w') - <g', u'> / 2;
 
 - on the guard batch the loss after that step must be lower than without the move,
   ``G(w' - u') < G(w - u)``; with no optimizer, ``G(w')`` must not rise by more than is allowed.
 
+A move that went too far, by any test but the last, is tried once more at a share of its length.
 Everything is a 0-d array, so that a verdict can be traced.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
-from nullport._arrays import Array, known, namespace
-from nullport._cost import FORWARD
-from nullport._graph import LayerGraph
-from nullport._objective import Vector, inner, length
+from nullport._arrays import Array, Vector, densified, inner, known, length, namespace
+from nullport._config import TeleportConfig
 from nullport._report import Cause
+from nullport.network import FORWARD, LayerGraph
 
 ARMIJO = 0.5
+"""Share of the decrease that its slope promises which the optimizer's step must reach."""
+
+SHORTER, MARGIN, SHORTEST = 0.5, 0.9, 0.05
+"""Share of its length at which a move is tried again; where the gradient norm grew too much, so
+much less that growth is allowed if its logarithm rises like the root of the length, or faster."""
+
+TOO_FAR = (Cause.LOSS, Cause.GRADIENT, Cause.GAIN, Cause.ARMIJO)
+"""Causes for which a shorter move is worth a try. Where other samples refuse a move, a shorter one
+passes the judge of a single step and harms the run (``docs/benchmarks/policy.md``)."""
 
 
-@dataclass
-class Look:
-    """What was measured at one point.
+class Look(NamedTuple):
+    """What was measured at one point; 0-d arrays.
 
     Attributes:
         loss: Loss on the captured batch.
         grad_norm: Norm of the gradient.
         guard: Loss on the guard batch, after the optimizer's step if that is known; or None.
         stepped: Loss on the captured batch after the optimizer's step, or None.
-        promised: ``<g, u>``, or None without an optimizer.
-        optimizer: Whether the optimizer's step is known.
-        cost: Compute used for the looks, in gradients.
+        promised: ``<g, u>``, or None where ``stepped`` is.
     """
 
     loss: Array
@@ -49,14 +56,17 @@ class Look:
     guard: Array | None = None
     stepped: Array | None = None
     promised: Array | None = None
-    optimizer: bool = False
-    cost: float = 0.0
 
     def overshoots(self) -> Array:
         """Whether the optimizer's own step violates the Armijo condition here, 0-d bool."""
         if self.stepped is None or self.promised is None:
             return namespace(self.loss).zeros_like(self.loss) > 0
         return ~(self.loss - self.stepped >= ARMIJO * self.promised)
+
+    @property
+    def cost(self) -> float:
+        """Compute that was used besides the gradient, in gradients."""
+        return FORWARD * sum(x is not None for x in (self.guard, self.stepped))
 
 
 def look(
@@ -71,38 +81,56 @@ def look(
         armijo: Whether to take the Armijo test on the captured batch, if the optimizer is known.
         screen: Stop after a failed Armijo test: the point is not worth a teleport.
     """
-    found = Look(loss, length(gradients), optimizer=graph.has_optimizer)
-    step = graph.optimizer_step(gradients) if graph.has_optimizer else None
+    found, mean = Look(loss, length(gradients)), graph.collective.mean
+    step = None
+    if graph.has_optimizer:
+        step = graph.optimizer_step(densified(gradients))
     if armijo and step is not None:
-        found.stepped = graph.loss(step)
-        found.promised = inner(gradients, step)
-        found.cost += FORWARD
+        stepped = mean(graph.loss("batch", step))
+        found = found._replace(stepped=stepped, promised=inner(gradients, step))
         if screen and known(found.overshoots()):
             return found
-    found.guard = graph.guard(step)
-    found.cost += 0.0 if found.guard is None else FORWARD
+    if "guard" in graph.batches:
+        found = found._replace(guard=mean(graph.loss("guard", step)))
     return found
 
 
-def verdict(before: Look, after: Look, limit: float) -> Array:
+def verdict(before: Look, after: Look, config: TeleportConfig, *, optimizer: bool) -> Array:
     """Return why a move is refused, a code of :class:`Cause` as a 0-d integer array.
 
     Args:
         before: The point before the move.
         after: The point after it.
-        limit: Largest accepted rise of a loss, relative to its value.
+        config: Settings.
+        optimizer: Whether the optimizer's step is known, and part of both.
     """
-    xp = namespace(after.loss)
+    xp, limit = namespace(after.loss), config.max_loss_change
     tests: list[tuple[IntEnum, Array]] = [
         (Cause.LOSS, _rises(before.loss, after.loss, limit)),
         (Cause.GRADIENT, ~xp.isfinite(after.grad_norm)),
-        (Cause.ARMIJO, after.overshoots()),
     ]
+    if not optimizer:
+        tests.append((Cause.GAIN, after.grad_norm > config.max_gain * before.grad_norm))
+    tests.append((Cause.ARMIJO, after.overshoots()))
     if before.guard is not None and after.guard is not None:
         fell = after.guard < before.guard
-        failed = ~fell if after.optimizer else _rises(before.guard, after.guard, limit)
+        failed = ~fell if optimizer else _rises(before.guard, after.guard, limit)
         tests.append((Cause.GUARD, failed))
     return first(tests)
+
+
+def shorter(before: Look, after: Look, code: Array, config: TeleportConfig) -> Array:
+    """Return at which share of its length a refused move is tried again, 0-d; 0 for not at all."""
+    xp = namespace(after.grad_norm)
+    growth = after.grad_norm / xp.where(before.grad_norm > 0, before.grad_norm, after.grad_norm)
+    allowed = xp.log(xp.full_like(growth, config.max_gain))
+    grown = xp.log(xp.where(growth > 1.01, growth, xp.full_like(growth, 1.01)))
+    share = MARGIN * (allowed / grown) ** 2
+    share = xp.where(xp.isfinite(share), share, xp.zeros_like(share))
+    share = xp.clip(share, SHORTEST, SHORTER)
+    share = xp.where(code == int(Cause.GAIN), share, xp.full_like(share, SHORTER))
+    worth = first([(cause, code == int(cause)) for cause in TOO_FAR]) > 0
+    return xp.where(worth, share, xp.zeros_like(share))
 
 
 def first(tests: Sequence[tuple[IntEnum, Array]]) -> Array:

@@ -12,7 +12,7 @@ import pytest
 from helpers.suite import PARTS, TUNED, Convex, OneWeight, backend, grid, record, task
 
 from nullport import TeleportConfig
-from nullport._policy import RADIUS
+from nullport._step import RADIUS
 from nullport.lab.suite import barrier, sensitivity, tuning
 from nullport.lab.suite.barrier import OTHER_SEED, Pairs
 from nullport.lab.suite.checks import BASELINE

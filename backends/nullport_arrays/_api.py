@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from nullport import TeleportConfig, TeleportReport
-from nullport import _driver as core
-from nullport._arrays import Array
-from nullport._report import LayerReport
-from nullport._tangent import Engine
+import nullport as core
+from nullport import Engine, LayerReport, TeleportConfig, TeleportReport
+from nullport.network import Array
 from nullport_arrays._graph import ArrayGraph
 
 
@@ -34,8 +30,7 @@ def teleport(
         ValueError: If the loss is no finite scalar, no weight is used by a linear map, or shapes
             do not fit. After any error everything is bit for bit as before.
     """
-    with np.errstate(all="ignore"):  # a move that overflows is refused, and said so in the report
-        return core.teleport(graph, config, engine=engine, radius=radius)
+    return core.teleport(graph, config, engine=engine, radius=radius)
 
 
 def inspect(graph: ArrayGraph, config: TeleportConfig | None = None) -> list[LayerReport]:
@@ -48,5 +43,4 @@ def inspect(graph: ArrayGraph, config: TeleportConfig | None = None) -> list[Lay
     Raises:
         ValueError: As :func:`teleport`.
     """
-    with np.errstate(all="ignore"):
-        return core.inspect(graph, config)
+    return core.inspect(graph, config)

@@ -7,10 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from nullport._arrays import Array
-from nullport._gradient_site import layer_input
-from nullport._graph import Receive, TangentUnavailable
-from nullport_arrays._graph import Vector
+from nullport.network import Array, Dense, Receive, TangentUnavailable, layer_input
 from nullport_arrays._sites import Sites
 
 Batch = tuple[Any, Any]
@@ -36,8 +33,8 @@ class Pass:
 class NoForwardMode:
     """A network whose tangents come from differences alone."""
 
-    def tangents(self, weights: Sequence[Array], v: Vector, receive: Receive) -> None:
-        """Not to be had.
+    def tangents(self, weights: Sequence[Array], v: Dense, receive: Receive) -> None:
+        """Not available.
 
         Raises:
             TangentUnavailable: Always.
@@ -55,7 +52,9 @@ class BatchProgram(NoForwardMode, ABC):
 
     def __init__(self, batch: Batch, guard: Batch | None, others: Batch | None) -> None:
         """Take the captured batch, the guard and other samples."""
-        self._batch, self._guard, self._others = batch, guard, others
+        data = {"batch": batch, "guard": guard, "others": others}
+        self._data: dict[str, Batch] = {name: b for name, b in data.items() if b is not None}
+        self.batches = frozenset({*self._data} - {"batch"})
 
     @abstractmethod
     def run(self, weights: Sequence[Array], batch: Batch, *, backward: bool) -> Pass:
@@ -65,36 +64,17 @@ class BatchProgram(NoForwardMode, ABC):
     def sites(self, weights: Sequence[Array], done: Pass) -> Sites:
         """Return the sites of a pass that went backward; may complete its gradients."""
 
-    def gradient(self, weights: Sequence[Array]) -> tuple[Array, Vector]:
-        """Return loss and gradients."""
-        return self._gradient(weights, self._batch)
-
-    def _gradient(self, weights: Sequence[Array], batch: Batch) -> tuple[Array, Vector]:
-        done = self.run(weights, batch, backward=True)
+    def gradient(self, weights: Sequence[Array], batch: str) -> tuple[Array, Dense]:
+        """Return loss and gradients of a batch."""
+        done = self.run(weights, self._data[batch], backward=True)
         self.sites(weights, done)
         return done.loss, done.gradients
 
     def inputs(self, weights: Sequence[Array]) -> Sequence[tuple[Array, Array]]:
         """Return the inputs of every site at other weights, and what stands in for them."""
-        found = self.sites(weights, self.run(weights, self._batch, backward=True))
+        found = self.sites(weights, self.run(weights, self._data["batch"], backward=True))
         return [(layer_input(site), site.inputs) for site in found.sites]
 
-    def loss(self, weights: Sequence[Array]) -> Array:
-        """Return the loss."""
-        return self.run(weights, self._batch, backward=False).loss
-
-    def guard(self, weights: Sequence[Array]) -> Array | None:
-        """Return the loss of the guard samples, or None."""
-        if self._guard is None:
-            return None
-        return self.run(weights, self._guard, backward=False).loss
-
-    @property
-    def has_others(self) -> bool:
-        """Whether other samples are known."""
-        return self._others is not None
-
-    def elsewhere(self, weights: Sequence[Array]) -> Vector:
-        """Return the gradients of the other samples' loss."""
-        assert self._others is not None  # the graph asks first
-        return self._gradient(weights, self._others)[1]
+    def loss(self, weights: Sequence[Array], batch: str) -> Array:
+        """Return the loss of a batch."""
+        return self.run(weights, self._data[batch], backward=False).loss

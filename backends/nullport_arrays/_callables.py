@@ -7,7 +7,7 @@
 
 Tangents of the inputs come from one more call of ``inputs``, at shifted weights. With gradients
 alone, the gradient is differentiated as a whole instead, by one more call of ``gradients``
-(:mod:`nullport._gradient_site`).
+(:class:`nullport.network.GradientSite`).
 """
 
 from __future__ import annotations
@@ -16,13 +16,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nullport._arrays import Array
-from nullport._cost import FORWARD, GRADIENT
-from nullport._gradient_site import layer_input
-from nullport._graph import Linearization, Parameter
+from nullport.network import FORWARD, GRADIENT, Array, Dense, Linearization, Parameter, layer_input
 from nullport_arrays import _elements
 from nullport_arrays._batches import NoForwardMode
-from nullport_arrays._graph import ArrayGraph, Vector
+from nullport_arrays._graph import ArrayGraph
 from nullport_arrays._named import Named, Names
 from nullport_arrays._scalar import as_loss, describe
 from nullport_arrays._sites import Sites
@@ -136,18 +133,20 @@ class CallableProgram(NoForwardMode):
     guard_function: Loss | None
     others_function: Flat | None
 
-    def linearize(self, weights: Sequence[Array], *, unchanged: bool = False) -> Linearization:
+    def linearize(
+        self, weights: Sequence[Array], *, unchanged: bool = False, checked: bool = False
+    ) -> Linearization:
         """Call the functions at the weights."""
-        del unchanged  # nothing is kept
+        del unchanged, checked  # nothing is kept, all is formed
         gradients = None if self.gradient_function is None else self.gradient_function(weights)
         found = self._sites(weights, gradients)
         found.rest("a function whose input was not given")
         gradients = found.gradients() if gradients is None else gradients
         cost = GRADIENT if self.cotangent_function is None else FORWARD
-        loss = self.loss(weights)
+        loss = self.loss(weights, "batch")
         return Linearization(loss, gradients, found.sites, found.uses, replay_cost=cost)
 
-    def _sites(self, weights: Sequence[Array], gradients: Vector | None) -> Sites:
+    def _sites(self, weights: Sequence[Array], gradients: Dense | None) -> Sites:
         found = Sites(self.parameters, weights)
         used = [_listed(x) for x in self.input_function(weights)]
         if self.cotangent_function is None:
@@ -168,11 +167,21 @@ class CallableProgram(NoForwardMode):
                 found.product("product", index, how, x, delta, bias)
         return found
 
-    def gradient(self, weights: Sequence[Array]) -> tuple[Array, Vector]:
-        """Return loss and gradients."""
+    def gradient(self, weights: Sequence[Array], batch: str) -> tuple[Array, Dense]:
+        """Return loss and gradients; the loss of other samples is not known."""
+        if batch == "others":
+            assert self.others_function is not None  # the graph asks first
+            return as_loss(float("nan"), weights[0]), self.others_function(weights)
+        loss = self.loss(weights, batch)
         if self.gradient_function is not None:
-            return self.loss(weights), self.gradient_function(weights)
-        return self.loss(weights), self._sites(weights, None).gradients()
+            return loss, self.gradient_function(weights)
+        return loss, self._sites(weights, None).gradients()
+
+    @property
+    def batches(self) -> frozenset[str]:
+        """Which other batches are known."""
+        given = {"guard": self.guard_function, "others": self.others_function}
+        return frozenset(name for name, function in given.items() if function is not None)
 
     def inputs(self, weights: Sequence[Array]) -> Sequence[tuple[Array, Array]]:
         """Return the inputs of every site at other weights, and what stands in for them."""
@@ -182,25 +191,11 @@ class CallableProgram(NoForwardMode):
         found = self._sites(weights, self.gradient_function(weights))
         return [(layer_input(site), site.inputs) for site in found.sites]
 
-    def loss(self, weights: Sequence[Array]) -> Array:
-        """Return the loss."""
-        return as_loss(self.loss_function(self.names.tree(weights)), weights[0])
-
-    def guard(self, weights: Sequence[Array]) -> Array | None:
-        """Return the loss of the guard samples, or None."""
-        if self.guard_function is None:
-            return None
-        return as_loss(self.guard_function(self.names.tree(weights)), weights[0], "guard")
-
-    @property
-    def has_others(self) -> bool:
-        """Whether other samples are known."""
-        return self.others_function is not None
-
-    def elsewhere(self, weights: Sequence[Array]) -> Vector:
-        """Return the gradients of the other samples' loss."""
-        assert self.others_function is not None  # the graph asks first
-        return self.others_function(weights)
+    def loss(self, weights: Sequence[Array], batch: str) -> Array:
+        """Return the loss of the captured batch, or of the guard."""
+        function, what = (self.guard_function, "guard") if batch == "guard" else (None, "loss")
+        found = (function or self.loss_function)(self.names.tree(weights))
+        return as_loss(found, weights[0], what)
 
     def store(self, weights: Sequence[Array]) -> None:
         """Nothing is stored: the weights are the caller's to take."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from array_api_compat import is_array_api_obj
 
-from nullport._arrays import Array
+from nullport.network import Array
 
 WEIGHTS = ("W", "w", "weights", "weight", "kernel", "Weights", "Weight")
 BIASES = ("b", "bias", "biases", "B", "Bias")

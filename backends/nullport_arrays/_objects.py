@@ -12,9 +12,7 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
-from nullport._arrays import Array
-from nullport._cost import GRADIENT
-from nullport._graph import Linearization, Parameter
+from nullport.network import GRADIENT, Array, Linearization, Parameter
 from nullport_arrays import _conventions
 from nullport_arrays._batches import Batch, BatchProgram, LossPair, Pass
 from nullport_arrays._conventions import Held
@@ -168,10 +166,12 @@ class ObjectProgram(BatchProgram):
                 done.gradients = [copied(found.gradient()) for found in self._held]
         return done
 
-    def linearize(self, weights: Sequence[Array], *, unchanged: bool = False) -> Linearization:
+    def linearize(
+        self, weights: Sequence[Array], *, unchanged: bool = False, checked: bool = False
+    ) -> Linearization:
         """Run the layers forward and backward, and read off what each computes."""
-        del unchanged  # nothing is kept
-        done = self.run(weights, self._batch, backward=True)
+        del unchanged, checked  # nothing is kept, all is formed
+        done = self.run(weights, self._data["batch"], backward=True)
         found = self.sites(weights, done)
         # The layers keep what they need, so a replay runs them backward too.
         return Linearization(

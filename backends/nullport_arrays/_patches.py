@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
-from nullport._arrays import Array, namespace
+from nullport.network import Array, namespace
 from nullport_arrays.layers import Linear
 
 ELEMENTS = 2**23

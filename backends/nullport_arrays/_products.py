@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
-from nullport._arrays import Array, namespace, norm, widen
+from nullport.network import Array, namespace, norm, widen
 
 TOLERANCE = 1e-3
 """Relative difference by which an output may miss the product that it is taken for."""

@@ -6,8 +6,10 @@ from typing import Any
 
 from array_api_compat import device, is_array_api_obj
 
-from nullport._arrays import Array, namespace
-from nullport._graph import Parameter
+from nullport.network import Array, Parameter, namespace
+
+WIDEST = 64
+"""Bits of the widest floats that have a QR and an eigendecomposition."""
 
 
 def as_loss(value: Any, like: Array, what: str = "loss") -> Array:
@@ -40,11 +42,14 @@ def describe(name: str, array: Any) -> Parameter:
     """Return what the core needs to know of a weight.
 
     Raises:
-        TypeError: If it is no array.
+        TypeError: If it is no array, or holds floats that have no linear algebra.
     """
     if not is_array_api_obj(array):
         msg = f"weight {name} is a {type(array).__name__}; allowed: an array"
         raise TypeError(msg)
     if is_float(array):
+        if namespace(array).finfo(array.dtype).bits > WIDEST:
+            msg = f"weight {name} holds {array.dtype}; allowed: float64, float32 or narrower floats"
+            raise TypeError(msg)
         return Parameter(name)
     return Parameter(name, movable=False, reason=f"it holds {array.dtype}, not floats")

@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
-from nullport._arrays import Array, namespace, norm, widen
-from nullport._gradient_site import GradientSite
-from nullport._graph import Parameter, Use
-from nullport._layer import MISMATCH
-from nullport._layout import Layout
-from nullport._site import DenseSite, Site
+from nullport.network import (
+    MISMATCH,
+    Array,
+    DenseSite,
+    GradientSite,
+    Layout,
+    Parameter,
+    Site,
+    Use,
+    namespace,
+    norm,
+    widen,
+)
 from nullport_arrays import _elements
 
 
@@ -51,7 +58,7 @@ class Sites:
             ValueError: If the shapes do not fit together.
         """
         layout = self._layout(index, orientation, x)
-        matrix = _elements.read(self._weights[index], layout)
+        matrix = layout.read(self._weights[index])
         expected = (*x.shape[:-1], matrix.shape[-2])
         if tuple(delta.shape) != tuple(expected):
             msg = (
@@ -88,8 +95,8 @@ class Sites:
         """
         layouts = [self._layout(index, orientation, x) for x in xs]
         rows = namespace(xs[0]).concat(list(xs), axis=-2) if len(xs) > 1 else xs[0]
-        matrix = _elements.read(self._weights[index], layouts[0])
-        held = _elements.read(gradient, layouts[0])
+        matrix = layouts[0].read(self._weights[index])
+        held = layouts[0].read(gradient)
         self.uses.append(Use(index, len(self.sites), "weight", layouts[0]))
         if bias is not None:
             self.uses.append(Use(bias, role="bias", reason="a layer known by its gradient"))
@@ -115,7 +122,7 @@ class Sites:
             site = self.sites[use.site]
             linear = use.role == "weight"
             whole = site.weight_gradient(site.inputs) if linear else site.bias_gradient()
-            part = _elements.stored(whole, use.layout, self._weights[use.parameter].shape)
+            part = use.layout.written(whole, self._weights[use.parameter])
             before = found[use.parameter]
             found[use.parameter] = part if before is None else before + part
         return found

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import is_array_api_obj
 
-from nullport._arrays import Array, namespace
+from nullport.network import Array, namespace
 
 
 @contextlib.contextmanager

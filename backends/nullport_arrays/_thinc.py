@@ -2,8 +2,8 @@
 
 A node of a model computes ``Y = act(X W^T + b)``, activation included, and its callback returns
 ``dX`` and adds to the gradients. So what is known of a weight is its input and its gradient
-(:mod:`nullport._gradient_site`). For the time of a pass every node serves shifted parameters and
-collects gradients of its own, in a parameter server that is thrown away afterwards.
+(:class:`nullport.network.GradientSite`). For the time of a pass every node serves shifted
+parameters and collects gradients of its own, in a parameter server that is thrown away afterwards.
 """
 
 from __future__ import annotations
@@ -14,9 +14,7 @@ from typing import Any
 
 from array_api_compat import is_array_api_obj
 
-from nullport._arrays import Array
-from nullport._cost import GRADIENT
-from nullport._graph import Linearization, Parameter
+from nullport.network import GRADIENT, Array, Linearization, Parameter
 from nullport_arrays._batches import Batch, BatchProgram, LossPair, Pass
 from nullport_arrays._graph import ArrayGraph, Steps
 from nullport_arrays._scalar import as_loss, describe
@@ -208,10 +206,12 @@ class ThincProgram(BatchProgram):
         found.rest("a layer that does not begin with a product of its input and this weight")
         return found
 
-    def linearize(self, weights: Sequence[Array], *, unchanged: bool = False) -> Linearization:
+    def linearize(
+        self, weights: Sequence[Array], *, unchanged: bool = False, checked: bool = False
+    ) -> Linearization:
         """Run the model forward and backward."""
-        del unchanged  # nothing is kept
-        done = self.run(weights, self._batch, backward=True)
+        del unchanged, checked  # nothing is kept, all is formed
+        done = self.run(weights, self._data["batch"], backward=True)
         found = self.sites(weights, done)
         return Linearization(
             done.loss, done.gradients, found.sites, found.uses, replay_cost=GRADIENT

@@ -7,9 +7,8 @@ from typing import Any
 
 from jax.typing import ArrayLike
 
-from nullport import TeleportConfig, TeleportReport
-from nullport import _driver as core
-from nullport._report import LayerReport
+import nullport
+from nullport import LayerReport, TeleportConfig, TeleportReport
 from nullport_jax._graph import JaxGraph
 
 Params = Any
@@ -51,6 +50,7 @@ def teleport(
         The parameters, moved or as they were, and the report; its numbers are 0-d arrays.
 
     Raises:
+        TypeError: If ``config`` is no ``TeleportConfig``.
         ValueError: If the loss is no scalar float, or no parameter is used by a linear map.
     """
     graph = JaxGraph(
@@ -63,14 +63,8 @@ def teleport(
         opt_state=opt_state,
         has_aux=has_aux,
     )
-    report = run(graph, config or TeleportConfig(), radius)
+    report = nullport.teleport(graph, config, radius=radius)
     return graph.params, report
-
-
-def run(graph: JaxGraph, config: TeleportConfig, radius: ArrayLike | None) -> TeleportReport:
-    """Teleport a graph, at the highest precision of products."""
-    with graph.exact():
-        return core.teleport(graph, config, radius=radius)
 
 
 def inspect(
@@ -93,8 +87,7 @@ def inspect(
         One entry per weight: its map, inputs, samples, null space, and why it would not move.
 
     Raises:
+        TypeError: As :func:`teleport`.
         ValueError: As :func:`teleport`.
     """
-    graph = JaxGraph(loss_fn, params, batch, has_aux=has_aux)
-    with graph.exact():
-        return core.inspect(graph, config)
+    return nullport.inspect(JaxGraph(loss_fn, params, batch, has_aux=has_aux), config)

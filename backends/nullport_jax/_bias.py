@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import prod
 
-from nullport._layout import Axes, Layout
+from nullport.network import Axes, Layout
 from nullport_jax._sites import Axis, Spec
 from nullport_jax._view import View, extent, flat, refine, stretched
 

@@ -17,8 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from nullport._layout import Layout
-from nullport._site import Site
+from nullport.network import Layout, Site
 from nullport_jax._sites import Axis, NotLinear, Roles, rows, scan_axes
 from nullport_jax._view import View, extent, regroup, row_major
 

@@ -1,4 +1,4 @@
-"""A loss function of a pytree of parameters as the core's ``LayerGraph``: glue, no mathematics.
+"""A loss function of a pytree of parameters as the core's graph: glue, no mathematics.
 
 Nothing is changed in place: the graph holds the current leaves, arrays or tracers, and a move
 replaces them. All of it therefore also runs inside ``jax.jit``.
@@ -7,28 +7,41 @@ replaces them. All of it therefore also runs inside ``jax.jit``.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.experimental.shard_alike import shard_alike
 
-from nullport._graph import Linearization, Move, Receive
-from nullport._layout import Layout
-from nullport._site import DenseSite
-from nullport_jax import _elements
+from nullport.network import (
+    Change,
+    FunctionalGraph,
+    Layout,
+    Linearization,
+    LowRank,
+    Receive,
+    Vector,
+    scaled,
+    shifted,
+)
 from nullport_jax._optimizer import updates
-from nullport_jax._program import Known, Leaves, Loss, Program, Vector
+from nullport_jax._program import Known, Leaves, Loss, Program
 from nullport_jax._tree import Arrays, describe
 
+T = TypeVar("T")
 
-class JaxGraph:
+
+class JaxGraph(FunctionalGraph):
     """The network that ``loss_fn(params, *batch)`` evaluates.
 
     Leaves of ``params`` that are arrays of floats are differentiated and may move; other arrays
     are parameters that do not; whatever is no array is held fixed, as it is in the batches.
     """
+
+    repeatable = True
+    _weights: Leaves
 
     def __init__(
         self,
@@ -60,28 +73,23 @@ class JaxGraph:
         self._loss_fn, self._has_aux = loss_fn, has_aux
         self._tx, self._opt_state = tx, opt_state
         self._tree = Arrays(params)
-        self._leaves: Leaves = self._tree.arrays
-        self._start = list(self._leaves)
-        self._value: jax.Array | None = None
-        self._gradients: list[Sequence[jax.Array | None]] = []
-        self._outputs: Known = None
-        self.parameters = [
-            describe(path, leaf) for path, leaf in zip(self._tree.paths, self._leaves, strict=True)
-        ]
+        leaves = self._tree.arrays
+        super().__init__(leaves, [*map(describe, self._tree.paths, leaves)])
         self._live = [i for i, p in enumerate(self.parameters) if p.movable]
         if not self._live:
-            msg = f"params holds {len(self._leaves)} arrays, none of them of floats"
+            msg = f"params holds {len(leaves)} arrays, none of them of floats"
             raise ValueError(msg)
-        self._batch = Arrays(tuple(batch))
-        self._guard, self._others = (
-            None if b is None else Arrays(tuple(b)) for b in (guard, others)
-        )
+        self._value: jax.Array | None = None
+        self._outputs: Known = None
+        given = {"batch": batch, "guard": guard, "others": others}
+        self._data = {name: Arrays(tuple(b)) for name, b in given.items() if b is not None}
         self._program = self._traced()
-        self._losses = {
-            id(b): Loss(self._function(b), self._live)
-            for b in (self._guard, self._others)
-            if b is not None
+        self._losses: dict[str, Loss] = {
+            name: Loss(self._function(b), self._live) for name, b in self._data.items()
         }
+        self._losses["batch"] = self._program
+        self.batches = frozenset({*self._data} - {"batch"})
+        self.has_optimizer = tx is not None
 
     def _function(self, batch: Arrays) -> Callable[[Leaves, Leaves], jax.Array]:
         """Return the loss of leaves and the arrays of a batch."""
@@ -100,118 +108,90 @@ class JaxGraph:
         return function
 
     def _traced(self) -> Program:
-        function = self._function(self._batch)
-        count = len(self._leaves)
+        batch = self._data["batch"]
+        function, count = self._function(batch), len(self._weights)
         closed = jax.make_jaxpr(lambda *flat: function(list(flat[:count]), list(flat[count:])))(
-            *self._leaves, *self._batch.arrays
+            *self._weights, *batch.arrays
         )
         return Program(closed, self._live)
 
     @property
     def params(self) -> Any:
         """The current parameters, in the structure they were given in."""
-        return self._tree.tree(self._leaves)
+        return self._tree.tree(self._weights)
+
+    def like_params(self, gradients: Vector) -> Any:
+        """Return gradients in the structure of the parameters, 0 where there is none."""
+        pairs = zip(self._weights, gradients, strict=True)
+        return self._tree.tree([jnp.zeros_like(w) if g is None else g for w, g in pairs])
 
     def exact(self) -> contextlib.AbstractContextManager[Any]:
         """Return the context the core runs in: products as exact as their dtype."""
         context: contextlib.AbstractContextManager[Any] = jax.default_matmul_precision("highest")
         return context
 
-    def weights(self) -> Leaves:
-        """Return the current parameters."""
-        return list(self._leaves)
-
     def read(self, parameter: int, array: jax.Array, layout: Layout) -> jax.Array:
-        """Return the elements that ``layout`` names, (stack, out, in) or (stack, out)."""
+        """Return the elements that ``layout`` names, all stack axes in one as sites have them."""
         del parameter
-        return _elements.read(array, layout)
+        found: jax.Array = layout.read(array)
+        matrices = layout.shape[len(layout.stack) :]
+        return found.reshape((-1, *matrices) if layout.stack else matrices)
 
     def linearize(
-        self, *, unchanged: bool = False, again: bool = False, omit: Collection[int] = ()
+        self, *, unchanged: bool = False, again: bool = False, checked: bool = False
     ) -> Linearization:
         """Compute loss, gradient and sites, from the outputs of the sites where they are known.
 
         Under jit the compiler omits by itself what nobody asks for.
         """
-        del omit
+        del checked
         known = self._outputs if unchanged else None
-        loss, gradients, sites, self._outputs = self._program.linearize(
-            self._leaves, self._batch.arrays, known, keep=again
+        self._value, gradients, sites, self._outputs = self._program.linearize(
+            self._weights, self._arrays, known, keep=again
         )
-        self._value = loss
-        self._gradients = self._gradients[:1] or [gradients]  # that of the start
-        reading = self._program.reading
-        return Linearization(
-            loss,
-            list(gradients),
-            sites,
-            reading.uses,
-            reused=known is not None,
-            factored=reading.factored,
-        )
-
-    def gradient(self) -> tuple[jax.Array, list[jax.Array | None]]:
-        """Compute loss and gradient."""
-        loss, gradients = self._program.gradient(self._leaves, self._batch.arrays)
-        self._value = loss
-        self._gradients.append(gradients)
-        return loss, gradients
+        uses = self._program.reading.uses
+        return Linearization(self._value, gradients, sites, uses, reused=known is not None)
 
     @property
-    def settled(self) -> Any:
-        """Gradient at the weights that were settled on, in the structure of the parameters."""
-        found = [
-            jnp.zeros_like(leaf) if g is None else g
-            for leaf, g in zip(self._leaves, self._gradients[0], strict=True)
-        ]
-        return self._tree.tree(found)
+    def _arrays(self) -> Leaves:
+        return self._data["batch"].arrays
 
-    def replay(
-        self,
-        v: Vector,
-        step: jax.Array,
-        receive: Receive,
-        along: dict[int, DenseSite] | None = None,
-    ) -> None:
-        """Run the forward pass at ``w + step v``."""
-        factors = {i: (site.inputs, site.cotangent) for i, site in (along or {}).items()}
-        found = self._program.inputs(self._leaves, v, step, self._batch.arrays, factors)
-        for index, inputs in found.items():
-            receive(index, inputs)
+    def gradient(
+        self, batch: str = "batch", shift: Vector | None = None
+    ) -> tuple[jax.Array, list[jax.Array | None]]:
+        """Compute the loss of a batch and its gradient at ``w - shift``."""
+        loss, found = self._losses[batch].gradient(self.at(shift), self._data[batch].arrays)
+        if batch == "batch" and shift is None:
+            self._value = loss
+        return loss, found
+
+    def evaluate(self, weights: Sequence[jax.Array], batch: str) -> jax.Array:
+        """Return the loss of a batch at other weights."""
+        return self._losses[batch].loss(list(weights), self._data[batch].arrays)
+
+    def inputs(self, weights: Sequence[jax.Array]) -> list[jax.Array]:
+        """Return the inputs of every site at other weights."""
+        return self._program.inputs(list(weights), self._arrays, {})
+
+    def replay(self, v: Vector, step: jax.Array, receive: Receive) -> None:
+        """Run the forward pass at ``w + step v``, not forming weights that move along factors."""
+        factors: dict[int, LowRank] = {}
+        rest = list(v)
+        for i, (site, layout) in self._program.reading.products.items():
+            change = v[i]
+            if isinstance(change, LowRank):
+                oriented = change.mT if layout.transposed else change
+                factors[site], rest[i] = scaled(step, oriented), None
+        moved = shifted(self._weights, rest, step)
+        found = self._program.inputs(moved, self._arrays, factors)
+        for index in self._program.reached(moved, self._arrays):
+            receive(index, found[index])
 
     def jvp(self, v: Vector, receive: Receive) -> None:
         """Hand over tangents, forward over reverse."""
-        found = self._program.tangents(self._leaves, v, self._batch.arrays, self._outputs)
+        found = self._program.tangents(self._weights, v, self._arrays, self._outputs)
         for index, tangent in found.items():
             receive(index, tangent)
-
-    def loss(self, shift: Vector | None = None) -> jax.Array:
-        """Return the loss at ``w - shift``."""
-        return self._program.loss(self._shifted(shift), self._batch.arrays)
-
-    def guard(self, shift: Vector | None = None) -> jax.Array | None:
-        """Return the loss of the guard batch at ``w - shift``, or None without one."""
-        if self._guard is None:
-            return None
-        return self._losses[id(self._guard)].loss(self._shifted(shift), self._guard.arrays)
-
-    def _shifted(self, shift: Vector | None) -> Leaves:
-        if shift is None:
-            return self._leaves
-        return [
-            leaf if s is None else leaf - jnp.asarray(s, leaf.dtype)
-            for leaf, s in zip(self._leaves, shift, strict=True)
-        ]
-
-    @property
-    def has_optimizer(self) -> bool:
-        """Whether the user's optimizer is known."""
-        return self._tx is not None
-
-    @property
-    def has_others(self) -> bool:
-        """Whether other samples are known."""
-        return self._others is not None
 
     def optimizer_step(self, gradients: Vector) -> list[jax.Array | None]:
         """Return what the optimizer would subtract: minus its updates.
@@ -228,9 +208,9 @@ class JaxGraph:
             else jnp.zeros_like(leaf)
             if g is None
             else jnp.asarray(g, leaf.dtype)
-            for i, (leaf, g) in enumerate(zip(self._leaves, gradients, strict=True))
+            for i, (leaf, g) in enumerate(zip(self._weights, gradients, strict=True))
         ]
-        params = [leaf if i in self._live else None for i, leaf in enumerate(self._leaves)]
+        params = [leaf if i in self._live else None for i, leaf in enumerate(self._weights)]
         found = updates(
             self._tx,
             self._opt_state,
@@ -249,61 +229,46 @@ class JaxGraph:
     def _at(self, params: Any) -> jax.Array:
         """Return the loss at parameters given as the optimizer sees them."""
         given = self._tree.leaves(params)
-        leaves = [g if i in self._live else self._leaves[i] for i, g in enumerate(given)]
-        return self._program.loss(leaves, self._batch.arrays)
+        leaves = [g if i in self._live else self._weights[i] for i, g in enumerate(given)]
+        return self.evaluate(leaves, "batch")
 
-    def elsewhere(self, shift: Vector) -> list[jax.Array | None]:
-        """Return the gradient of the other samples' loss at ``w - shift``.
-
-        Raises:
-            ValueError: If no other samples are known.
-        """
-        if self._others is None:
-            msg = "this objective needs a batch of other samples: pass others="
-            raise ValueError(msg)
-        loss = self._losses[id(self._others)]
-        return loss.gradient(self._shifted(shift), self._others.arrays)[1]
-
-    def move(self, moves: Iterable[Move]) -> None:
+    def move(self, changes: Iterable[Change]) -> None:
         """Replace every parameter that changes."""
-        for move in moves:
-            self._leaves[move.parameter] = _elements.moved(self._leaves[move.parameter], move)
+        super().move(changes)
         self._value = None
 
-    def restore(self) -> None:
-        """Take back every move, bit for bit."""
-        self._leaves, self._value = list(self._start), None
+    def keep(self, share: jax.Array | float) -> None:
+        """Keep a share of all changes, spread over devices as the weights were."""
+        super().keep(share if isinstance(share, Tracer) else float(share))
+        pairs = zip(self._weights, self._start, strict=True)
+        self._weights = [new if new is old else _spread(new, old) for new, old in pairs]
+        self._value = None
 
     def release(self) -> None:
-        """Let go of the outputs of the sites."""
+        """Free the outputs of the sites."""
         self._outputs = None
 
-    def settle(self, accepted: jax.Array | bool) -> None:
-        """Keep the moves where ``accepted``, which may be a tracer, else take them back."""
-        if isinstance(accepted, bool):
-            kept = self._leaves if accepted else self._start
-        else:
-            kept = [
-                new if new is old else _spread(jnp.where(accepted, new, old), old)
-                for new, old in zip(self._leaves, self._start, strict=True)
-            ]
-        self._leaves, self._start, self._value = list(kept), list(kept), None
-        old, new = self._gradients[0], self._gradients[-1]
-        self._gradients = [[_either(accepted, b, a) for a, b in zip(old, new, strict=True)]]
+    def when(self, flag: jax.Array, then: Callable[[T], T], values: T) -> T:
+        """Return ``then(values)`` where ``flag`` holds, which may be traced, else ``values``."""
+        if not isinstance(flag, Tracer):
+            return super().when(flag, then, values)
+
+        def branch(weights: Leaves, values: T) -> tuple[Leaves, T]:
+            self._weights, self._value = weights, None
+            values = then(values)
+            return self._weights, values
+
+        same: tuple[Leaves, T] = (self._weights, values)
+        self._weights, values = jax.lax.cond(flag, branch, lambda *same: same, *same)
+        self._value = None  # that of one branch
+        return values
 
 
 def _spread(new: jax.Array, old: jax.Array) -> jax.Array:
     """Return ``new`` spread over devices as ``old`` is, which under jit only the compiler knows."""
-    if isinstance(new, jax.core.Tracer):
+    if isinstance(new, Tracer):
         pair: Any = shard_alike
         alike: jax.Array = pair(old, new)[1] if jax.device_count() > 1 else new
         return alike
     same = new.sharding.is_equivalent_to(old.sharding, old.ndim)
     return new if same else jax.device_put(new, old.sharding)
-
-
-def _either(first: jax.Array | bool, a: jax.Array | None, b: jax.Array | None) -> Any:
-    """Return ``a`` where ``first``, else ``b``; None where there is neither."""
-    if a is None or b is None or a is b:
-        return a
-    return (a if first else b) if isinstance(first, bool) else jnp.where(first, a, b)

@@ -29,6 +29,7 @@ def teleport_nnx(
         The report.
 
     Raises:
+        TypeError: As :func:`nullport_jax.teleport`.
         ValueError: As :func:`nullport_jax.teleport`.
     """
     from flax import nnx

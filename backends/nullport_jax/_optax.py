@@ -10,9 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nullport import TeleportConfig
-from nullport._policy import HORIZON, RADIUS, Rule, State
-from nullport_jax._api import run
+from nullport import Rule, State, TeleportConfig, run
 from nullport_jax._graph import JaxGraph
 
 
@@ -21,11 +19,11 @@ class TeleportingState(NamedTuple):
 
     Attributes:
         inner: State of the transformation that trains.
-        policy: When the next teleport is due, how far it may go, what was spent.
+        policy: When the next teleport is due, and what was spent.
         recent: The two batches before this one, if an example was given, and how many are kept.
         accepted: Number of teleports that were kept.
         refused: Number of teleports that were undone.
-        cause: Why the last one was refused, a code of ``nullport._report.Cause``; 0 if not.
+        cause: Why the last one was refused, a code as in ``TeleportReport.cause``; 0 if not.
     """
 
     inner: Any
@@ -41,7 +39,7 @@ def teleporting(
     loss_fn: Callable[..., Any],
     *,
     every: int | str = "auto",
-    horizon: int = HORIZON,
+    horizon: int = 1000,
     config: TeleportConfig | None = None,
     example: tuple[Any, ...] | None = None,
     has_aux: bool = False,
@@ -70,9 +68,10 @@ def teleporting(
         moved parameters, whose gradient the teleport has just computed.
 
     Raises:
+        TypeError: If ``config`` is no ``TeleportConfig``.
         ValueError: If ``every`` or ``horizon`` is not allowed.
     """
-    rule, settings = Rule.parse(every, horizon), config or TeleportConfig()
+    rule, settings = Rule.parse(every, horizon), TeleportConfig.checked(config)
     made = _Teleporting(tx, loss_fn, rule, settings, example, has_aux)
     return optax.GradientTransformationExtraArgs(made.init, made.update)
 
@@ -156,10 +155,12 @@ class _Teleporting:
             opt_state=state.inner,
             has_aux=self.has_aux,
         )
-        report = run(graph, self.config, RADIUS)
+        report, found = run(graph, self.config)
+        assert found is not None  # a JaxGraph is repeatable
+        gradient = graph.like_params(found[1])
         if "grad" in extra:  # a line search's: the one that was passed is of other parameters
-            extra = extra | {"grad": graph.settled}
-        steps, after = self._walk(graph.settled, state, graph.params, extra)
+            extra = extra | {"grad": gradient}
+        steps, after = self._walk(gradient, state, graph.params, extra)
         moved = jax.tree.map(lambda new, old, u: (new - old) + u, graph.params, params, steps)
         accepted = jnp.asarray(report.accepted)
         return moved, after._replace(

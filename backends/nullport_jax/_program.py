@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
-from nullport._graph import TangentUnavailable
-from nullport._site import Site
+from nullport.network import LowRank, Site, TangentUnavailable, Vector
 from nullport_jax._sites import DenseSpec, Spec
 from nullport_jax._trace import (
     CUSTOM_VJP,
@@ -31,11 +30,10 @@ from nullport_jax._trace import (
 )
 
 Leaves: TypeAlias = "list[jax.Array]"
-Vector: TypeAlias = "Sequence[jax.Array | None]"
 Known: TypeAlias = "dict[int, jax.Array] | None"
 """The outputs of all sites, with and without bias, by their keys in ``Tapped``."""
-Factors: TypeAlias = "dict[int, tuple[jax.Array, jax.Array | None]]"
-"""The inputs and cotangents of sites whose weights move along their gradients."""
+Factors: TypeAlias = "dict[int, LowRank]"
+"""By site, what is added to its weight (out, in) without forming it."""
 Function: TypeAlias = "Callable[[Leaves, Leaves], jax.Array]"
 """The loss of leaves and the arrays of a batch."""
 
@@ -122,16 +120,10 @@ class Program(Loss):
         sites = [spec.site(*part) for spec, part in zip(specs, parts, strict=True)]
         return loss, self._spread(found, len(leaves)), sites, outputs
 
-    def inputs(
-        self, leaves: Leaves, v: Vector, step: jax.Array, arrays: Leaves, factors: Factors
-    ) -> dict[int, jax.Array]:
-        """Return the inputs of the sites that depend on a leaf, at ``leaves + step v``.
-
-        Weights of sites with ``factors`` move along their gradients.
-        """
-        self._find_reached(leaves, arrays)
-        found = self._run(self._replay, leaves, list(v), step, arrays, factors)
-        return dict(zip(self._reached or [], found, strict=True))
+    def inputs(self, leaves: Leaves, arrays: Leaves, factors: Factors) -> list[jax.Array]:
+        """Return the inputs of all sites at other leaves, to which ``factors`` are added."""
+        found: list[jax.Array] = self._run(self._replay, leaves, arrays, factors)
+        return found
 
     def tangents(
         self, leaves: Leaves, v: Vector, arrays: Leaves, known: Known = None
@@ -141,24 +133,24 @@ class Program(Loss):
         Raises:
             TangentUnavailable: If something in the network has no forward-mode rule.
         """
-        self._find_reached(leaves, arrays)
+        sites = self.reached(leaves, arrays)
         args = leaves, self._direction(leaves, v), arrays, known
         try:
             self._way = self._way or self._passable(*args)
             found = self._run(self._way, *args)
         except (TypeError, ValueError, NotImplementedError) as error:
             raise TangentUnavailable(str(error)) from error
-        return dict(zip(self._reached or [], found, strict=True))
+        return dict(zip(sites, found, strict=True))
 
-    def _find_reached(self, leaves: Leaves, arrays: Leaves) -> None:
-        """Find the sites whose inputs depend on a leaf; those of a first layer do not."""
+    def reached(self, leaves: Leaves, arrays: Leaves) -> Sequence[int]:
+        """Return the sites whose inputs depend on a leaf; those of a first layer do not."""
         if self._reached is None:
 
             def inputs(live: Leaves) -> Leaves:
-                return self._inputs(self._tapped(self._merged(leaves, live), arrays)[1])
+                return self._all_inputs(self._tapped(self._merged(leaves, live), arrays)[1])
 
-            self._reached = range(len(self.reading.specs))
             self._reached = reached(jax.make_jaxpr(inputs)(self._picked(leaves)))
+        return self._reached
 
     def _passable(self, *args: Any) -> Callable[..., Leaves]:
         """Return the way of computing tangents that custom reverse rules do not stop.
@@ -217,27 +209,20 @@ class Program(Loss):
         return loss, found, parts, {key: tap[0] for key, tap in tapped.items()}
 
     def _inputs(self, tapped: Tapped) -> Leaves:
-        return [self.reading.specs[i].inputs(tapped[i][1]) for i in self._reached or []]
+        inputs = self._all_inputs(tapped)
+        return [inputs[i] for i in self._reached or []]
 
-    def _replay(
-        self, leaves: Leaves, v: Vector, step: jax.Array, arrays: Leaves, factors: Factors
-    ) -> Leaves:
-        def moved(leaf: jax.Array, tangent: jax.Array | None) -> jax.Array:
-            if tangent is None:
-                return leaf
-            return leaf + jnp.asarray(step, leaf.dtype) * jnp.asarray(tangent, leaf.dtype)
+    def _all_inputs(self, tapped: Tapped) -> Leaves:
+        return [spec.inputs(tapped[i][1]) for i, spec in enumerate(self.reading.specs)]
 
-        def along(spec: Spec, inputs: jax.Array, cotangent: jax.Array | None) -> Added:
-            assert isinstance(spec, DenseSpec)  # Reading.factored has no others
-            site = spec.site(inputs, cotangent, step)
-            return lambda x: jnp.asarray(step, x.dtype) * spec.outputs(site.along(spec.inputs(x)))
+    def _replay(self, leaves: Leaves, arrays: Leaves, factors: Factors) -> Leaves:
+        def added(spec: Spec, change: LowRank) -> Added:
+            assert isinstance(spec, DenseSpec)  # Reading.products has no others
+            return lambda x: spec.outputs(change.outputs(spec.inputs(x)))
 
-        specs = self.reading.specs
         eps: dict[int, Added] = dict(enumerate(self.reading.zeros()))
-        eps |= {i: along(specs[i], *pair) for i, pair in factors.items()}
-        live = [moved(leaves[i], v[i]) for i in self._live]
-        _, tapped = self._evaluated(self._merged(leaves, live), arrays, eps)
-        return self._inputs(tapped)
+        eps |= {i: added(self.reading.specs[i], change) for i, change in factors.items()}
+        return self._all_inputs(self._evaluated(leaves, arrays, eps)[1])
 
     def _forward(self, leaves: Leaves, v: Leaves, arrays: Leaves, known: Known) -> Leaves:
         def inputs(live: Leaves) -> Leaves:

@@ -1,4 +1,4 @@
-"""Reports as pytrees: numbers are leaves, names are structure, so that they can be traced."""
+"""Records of the core as pytrees: numbers are leaves, names are structure."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ from dataclasses import fields
 
 import jax
 
-from nullport._report import LayerReport, TeleportReport
+from nullport import LayerReport, TeleportReport
+from nullport.network import LowRank
 
-_STATIC = {
+_STATIC: dict[type, tuple[str, ...]] = {
+    LowRank: (),
     LayerReport: ("name", "kind", "in_features", "samples", "note"),
     TeleportReport: ("tangent",),
 }
 
 
 def register() -> None:
-    """Make the records of a teleport known to JAX."""
+    """Make the records known to JAX, so that they can be traced."""
     for record, static in _STATIC.items():
         numbers = [f.name for f in fields(record) if f.name not in static]
         jax.tree_util.register_dataclass(record, numbers, list(static))

@@ -16,8 +16,7 @@ from typing import Any, Protocol
 
 import jax
 
-from nullport._layout import Axes, Layout
-from nullport._site import DenseSite, Site
+from nullport.network import Axes, DenseSite, Layout, Site
 from nullport_jax._view import View, flat, row_major
 
 

@@ -21,8 +21,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 from jax.interpreters.partial_eval import dce_jaxpr
 
-from nullport._arrays import norm, widen
-from nullport._graph import Use
+from nullport.network import Layout, Use, norm, widen
 from nullport_jax._bias import bias_layout
 from nullport_jax._conv import conv_spec
 from nullport_jax._sites import DenseSpec, NotLinear, Spec, dense_spec
@@ -114,10 +113,14 @@ class Reading:
     plan: Plan = field(default_factory=Plan)
 
     @property
-    def factored(self) -> list[int]:
-        """Sites of plain products, outside of scans."""
-        plain = [isinstance(spec, DenseSpec) for spec in self.specs]
-        return [i for i, is_plain in enumerate(plain) if is_plain and not self.lengths[i]]
+    def products(self) -> dict[int, tuple[int, Layout]]:
+        """By weight, a plain product with it outside of scans, and where its elements live."""
+        return {
+            use.parameter: (use.site, use.layout)
+            for use in self.uses
+            if use.role == "weight" and use.site is not None and use.layout is not None
+            if isinstance(self.specs[use.site], DenseSpec) and not self.lengths[use.site]
+        }
 
     def zeros(self) -> list[jax.Array]:
         """Return the perturbation of every site's output, an axis per scan in front."""

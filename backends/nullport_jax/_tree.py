@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nullport._graph import Parameter
+from nullport.network import Parameter
 
 
 class Arrays:

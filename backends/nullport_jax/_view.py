@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
-from nullport._layout import Axes
+from nullport.network import Axes
 
 
 @dataclass(frozen=True)

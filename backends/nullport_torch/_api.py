@@ -5,10 +5,8 @@ from __future__ import annotations
 from torch import nn
 from torch.optim import Optimizer
 
-from nullport import TeleportConfig, TeleportReport
-from nullport import _driver as core
-from nullport._report import LayerReport
-from nullport._tangent import Engine
+import nullport as core
+from nullport import Engine, LayerReport, TeleportConfig, TeleportReport
 from nullport_torch._graph import Closure, TorchGraph
 
 
@@ -52,8 +50,7 @@ def teleport(
             random states are bit for bit as before.
     """
     graph = TorchGraph(model, closure, guard, others=others, optimizer=optimizer)
-    with graph.exact():
-        return core.teleport(graph, config, engine=engine)
+    return core.teleport(graph, config, engine=engine)
 
 
 def inspect(
@@ -73,6 +70,4 @@ def inspect(
         TypeError: As :func:`teleport`.
         ValueError: As :func:`teleport`.
     """
-    graph = TorchGraph(model, closure)
-    with graph.exact():
-        return core.inspect(graph, config)
+    return core.inspect(TorchGraph(model, closure), config)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from nullport._graph import Parameter, TangentUnavailable
+from nullport.network import Parameter, TangentUnavailable
 
 
 class ClosureChanged(ValueError):  # noqa: N818

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nullport._layout import Layout
+from nullport.network import Layout
 
 CHUNK = 1 << 22
 """Largest number of patch elements made at a time."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -13,9 +13,22 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import Optimizer
 
-from nullport._graph import Linearization, Move, TangentUnavailable, Use
-from nullport._layout import Layout
-from nullport._site import DenseSite, Site
+from nullport.network import (
+    Change,
+    Dense,
+    DenseSite,
+    LayerGraph,
+    Layout,
+    Linearization,
+    LowRank,
+    Parameter,
+    Receive,
+    Site,
+    TangentUnavailable,
+    Use,
+    Vector,
+    factored,
+)
 from nullport_torch._ambient import Ambient, NoBackward, dense
 from nullport_torch._checks import (
     ClosureChanged,
@@ -28,7 +41,7 @@ from nullport_torch._checks import (
 )
 from nullport_torch._conv import ConvSite, Geometry
 from nullport_torch._optimizer import step_of_copy
-from nullport_torch._recorder import Added, Receive, Recorder, Replacement, Seen, as_rows
+from nullport_torch._recorder import Added, Recorder, Replacement, Seen, as_rows
 
 T = TypeVar("T")
 
@@ -36,8 +49,10 @@ Closure = Callable[[], Tensor]
 """Runs the forward pass and returns the loss; calls no backward."""
 
 
-class TorchGraph:
+class TorchGraph(LayerGraph):
     """The network that ``closure`` evaluates, with the parameters of ``model``."""
+
+    factors = True
 
     def __init__(
         self,
@@ -51,20 +66,22 @@ class TorchGraph:
     ) -> None:
         """Wrap a model, the closures over it, and the optimizer that trains it.
 
-        With ``keep`` the gradient at the weights that are settled on stays available.
+        With ``keep`` the gradient at the weights that are settled on may be handed over.
         """
         if torch.is_inference_mode_enabled():
             msg = "teleports need gradients: call them outside torch.inference_mode()"
             raise RuntimeError(msg)
         given, model = model, unwrap(model)
-        self._closure, self._guard, self._others = closure, guard, others
-        self._optimizer = optimizer
+        closures = {"batch": closure, "guard": guard, "others": others}
+        self._closures = {name: c for name, c in closures.items() if c is not None}
+        self.batches = frozenset({*self._closures} - {"batch"})
+        self._optimizer, self.has_optimizer = optimizer, optimizer is not None
         self._ambient = Ambient(model)
         named = list(model.named_parameters())
         self._tensors: list[Tensor] = [p for _, p in named]
         shared = sharing_memory(self._tensors)
-        self.parameters = [describe(name, p, id(p) in shared) for name, p in named]
-        self._live = [i for i, p in enumerate(self.parameters) if p.movable]
+        self._parameters = [describe(name, p, id(p) in shared) for name, p in named]
+        self._live = [i for i, p in enumerate(self._parameters) if p.movable]
         self._backup: dict[int, Tensor] = {}
         # The core lets go of inputs as it goes; what is left of them here is their shape.
         self._inputs: list[tuple[torch.Size, weakref.ref[Tensor]]] = []
@@ -73,13 +90,21 @@ class TorchGraph:
         self._unseen: list[int] = []
         self._copies: dict[object, Tensor] = {}
         self._takes_gradients = False
-        self._omitted: Collection[int] = ()
         self._keep = keep and model is given and self._all_known()
-        self._kept: list[tuple[Tensor, list[Tensor | None]]] = []
         if not self._live:
-            reasons = sorted({p.reason for p in self.parameters}) or ["it has no parameters"]
+            reasons = sorted({p.reason for p in self._parameters}) or ["it has no parameters"]
             msg = f"the model has no trainable parameter: {'; '.join(reasons)}"
             raise ValueError(msg)
+
+    @property
+    def parameters(self) -> Sequence[Parameter]:
+        """Every parameter, in a fixed order."""
+        return self._parameters
+
+    @property
+    def repeatable(self) -> bool:  # type: ignore[override]
+        """Whether a training step would compute the same gradient, and needs no other."""
+        return self._keep
 
     def _all_known(self) -> bool:
         """Whether a gradient over the live parameters is all that the optimizer's step needs."""
@@ -100,95 +125,107 @@ class TorchGraph:
     def read(self, parameter: int, array: Tensor, layout: Layout) -> Tensor:
         """Return the elements that ``layout`` names, (..., out, in) or (..., out)."""
         view = _strided(dense(array, self._tensors[parameter]), layout)
-        return view.reshape(_matrix_shape(layout))
+        return view.reshape(layout.shape)
 
     def linearize(
-        self, *, unchanged: bool = False, again: bool = False, omit: Collection[int] = ()
+        self, *, unchanged: bool = False, again: bool = False, checked: bool = False
     ) -> Linearization:
         """Run forward and backward, or only backward where activations are unchanged."""
-        self._omitted = omit
         if unchanged and self._retained is not None:
-            return self._backward(*self._retained, again=again, reused=True)
+            return self._backward(*self._retained, again=again, checked=checked, reused=True)
         self._retained = None
         recorder = Recorder([(i, self._tensors[i]) for i in self._live])
         with self._ambient.forward(grad=True), recorder:
-            loss = checked_loss(self._closure())
+            loss = checked_loss(self._closures["batch"]())
         # A training step would also draw random numbers and update buffers.
         self._keep = self._keep and self._ambient.untouched()
         self._inputs = [(s.inputs.shape, weakref.ref(s.inputs)) for s in recorder.seen]
         self._half = any(seen.half for seen in recorder.seen)
-        return self._backward(loss, recorder.seen, recorder.uses, again=again, reused=False)
+        how = {"again": again, "checked": checked, "reused": False}
+        return self._backward(loss, recorder.seen, recorder.uses, **how)
 
-    def gradient(self) -> tuple[Tensor, list[Tensor | None]]:
-        """Run forward and backward, and record nothing."""
-        with self._ambient.forward(grad=True), NoBackward():
-            loss = checked_loss(self._closure())
-        gradients = self._gradients(loss)
-        if self._keep:
-            self._kept.append((loss.detach(), gradients))
-        return loss.detach(), gradients
+    def gradient(
+        self, batch: str = "batch", shift: Dense | None = None
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """Run forward and backward at ``w - shift``, and record nothing."""
+        everything = batch != "batch"
+        with self._shifted(shift, -1.0, self._live):
+            with self._ambient.forward(grad=True, everything=everything), NoBackward():
+                loss = checked_loss(self._closures[batch]())
+            return loss.detach(), self._gradients(loss, self._live)
 
-    @property
-    def kept(self) -> tuple[Tensor, list[Tensor | None]] | None:
-        """Loss and gradient at the weights that were settled on, if they were kept."""
-        return self._kept[0] if self._kept else None
-
-    def _gradients(self, loss: Tensor) -> list[Tensor | None]:
-        live = [self._tensors[i] for i in self._live]
-        with torch.enable_grad():
-            flat = torch.autograd.grad(loss, live, allow_unused=True)
-        gradients: list[Tensor | None] = [None] * len(self._tensors)
-        for i, gradient in zip(self._live, flat, strict=True):
-            gradients[i] = gradient
-        return gradients
-
-    def _backward(
-        self, loss: Tensor, seen: list[Seen], uses: list[Use], *, again: bool, reused: bool
-    ) -> Linearization:
-        edges: list[Any] = [s.edge for s in seen if s.edge is not None]
-        asked = [i for i in self._live if i not in self._omitted]
+    def _gradients(
+        self, loss: Tensor, asked: Sequence[int], edges: Sequence[Any] = (), *, again: bool = False
+    ) -> list[Tensor | None]:
+        """Return the gradients of all parameters, None where not asked for, and of the edges."""
         live: list[Any] = [self._tensors[i] for i in asked]
         with torch.enable_grad():
             flat = torch.autograd.grad(loss, [*live, *edges], allow_unused=True, retain_graph=again)
         gradients: list[Tensor | None] = [None] * len(self._tensors)
         for i, gradient in zip(asked, flat, strict=False):
             gradients[i] = gradient
-        cotangents = iter(flat[len(live) :])
+        return [*gradients, *flat[len(live) :]]
+
+    def _backward(
+        self,
+        loss: Tensor,
+        seen: list[Seen],
+        uses: list[Use],
+        *,
+        again: bool,
+        checked: bool,
+        reused: bool,
+    ) -> Linearization:
+        edges: list[Any] = [s.edge for s in seen if s.edge is not None]
+        known = self._known_by_site(seen, uses) if checked else {}
+        asked = [i for i in self._live if i not in known]
+        flat = self._gradients(loss, asked, edges, again=again)
+        count = len(self._tensors)
+        gradients: list[Tensor | LowRank | None] = list(flat[:count])
+        cotangents = iter(flat[count:])
         sites = [_site(s, next(cotangents) if s.edge is not None else None) for s in seen]
-        if not self._omitted and not any(gradient is not None for gradient in gradients):
+        for index, use in known.items():
+            assert use.site is not None
+            assert use.layout is not None
+            site = sites[use.site]
+            if site.cotangent is not None:
+                found = LowRank(site.cotangent, site.inputs)
+                gradients[index] = found.mT if use.layout.transposed else found
+        if not any(gradient is not None for gradient in gradients):
             msg = (
                 "no trainable parameter of the model takes part in the loss (activation "
                 "checkpointing has to be used with use_reentrant=False)"
             )
             raise ValueError(msg)
-        if self._keep and not reused:
-            self._kept = [(loss.detach(), list(gradients))]
         keep = again and all(s.replayable for s in seen)
         self._retained = (loss, seen, uses) if keep else None
         used = {use.parameter for use in uses}
         self._unseen = [i for i in self._live if gradients[i] is not None and i not in used]
-        dense = [i for i, site in enumerate(sites) if isinstance(site, DenseSite)]
-        return Linearization(loss.detach(), gradients, sites, uses, reused, factored=dense)
+        return Linearization(loss.detach(), gradients, sites, uses, reused)
 
-    def replay(
-        self,
-        v: Sequence[Tensor | None],
-        step: Tensor,
-        receive: Receive,
-        along: dict[int, DenseSite] | None = None,
-    ) -> None:
+    def _known_by_site(self, seen: Sequence[Seen], uses: Sequence[Use]) -> dict[int, Use]:
+        """Return the parameters whose gradient need not be formed, and the use that knows it."""
+        dense_sites = {
+            i: s.inputs.shape[-2]
+            for i, s in enumerate(seen)
+            if not isinstance(s.call.how, Geometry) and s.edge is not None
+        }
+        return factored([tuple(p.shape) for p in self._tensors], uses, dense_sites)
+
+    def replay(self, v: Vector, step: Tensor, receive: Receive) -> None:
         """Run the forward pass at ``w + step v``."""
         scale = float(step)
-        added = None if along is None else (along, scale)
+        added = {i: a for i, a in enumerate(v) if isinstance(a, LowRank)}, scale
 
         def moved(index: int, p: Tensor, slot: int | None) -> Tensor:
             tangent = v[index]
-            if tangent is None:
+            if tangent is None or isinstance(tangent, LowRank):
                 return p.detach()
             out = None if slot is None else self._scratch(slot, p)
             return torch.add(p.detach(), tangent, alpha=scale, out=out)
 
-        with self._shifted(v, scale, self._unseen):
+        formed = [None if isinstance(a, LowRank) else a for a in v]
+        with self._shifted(formed, scale, self._unseen):
             self._watch(moved, lambda index, inputs: receive(index, inputs.detach()), added=added)
 
     def _scratch(self, slot: int, p: Tensor) -> Tensor:
@@ -198,10 +235,10 @@ class TorchGraph:
             self._copies[key] = torch.empty_like(p)
         return self._copies[key]
 
-    def jvp(self, v: Sequence[Tensor | None], receive: Receive) -> None:
+    def jvp(self, v: Dense, receive: Receive) -> None:
         """Run the forward pass on dual numbers."""
         if self._unseen:
-            msg = f"{self.parameters[self._unseen[0]].name} is used where it is not visible"
+            msg = f"{self._parameters[self._unseen[0]].name} is used where it is not visible"
             raise TangentUnavailable(msg)
 
         def dual(index: int, p: Tensor, _: int | None) -> Tensor:
@@ -258,7 +295,7 @@ class TorchGraph:
         def run(*, grad: bool) -> Recorder:
             recorder = Recorder(tracked, replace, checked, added)
             with self._ambient.forward(grad=grad), recorder:
-                self._closure()
+                self._closures["batch"]()
             return recorder
 
         recorder = self._without_graph(run)
@@ -267,10 +304,9 @@ class TorchGraph:
             raise later(how)
 
     @contextlib.contextmanager
-    def _shifted(
-        self, v: Sequence[Tensor | None], scale: float, indices: Sequence[int]
-    ) -> Iterator[None]:
+    def _shifted(self, v: Dense | None, scale: float, indices: Sequence[int]) -> Iterator[None]:
         """Move the given parameters in place by ``scale v``, for the time of a pass."""
+        v = [None] * len(self._tensors) if v is None else v
         saved = {i: self._tensors[i].detach().clone() for i in indices if v[i] is not None}
         try:
             for i in saved:
@@ -280,21 +316,13 @@ class TorchGraph:
             for i, copy in saved.items():
                 self._tensors[i].data.copy_(copy)
 
-    def loss(self, shift: Sequence[Tensor | None] | None = None) -> Tensor:
-        """Return the loss at ``w - shift``."""
-        return self._evaluate(self._closure, shift)
-
-    def guard(self, shift: Sequence[Tensor | None] | None = None) -> Tensor | None:
-        """Return the loss of the guard batch at ``w - shift``, or None without one."""
-        return None if self._guard is None else self._evaluate(self._guard, shift)
-
-    def _evaluate(self, closure: Closure, shift: Sequence[Tensor | None] | None) -> Tensor:
-        shift = [None] * len(self._tensors) if shift is None else shift
+    def loss(self, batch: str = "batch", shift: Dense | None = None) -> Tensor:
+        """Return the loss of a batch at ``w - shift``."""
 
         def run(*, grad: bool) -> Tensor:
-            everything = closure is not self._closure
+            everything = batch != "batch"
             with self._ambient.forward(grad=grad, everything=everything), NoBackward():
-                return scalar(closure()).detach()
+                return scalar(self._closures[batch]()).detach()
 
         with self._shifted(shift, -1.0, self._live):
             return self._without_graph(run)
@@ -310,17 +338,7 @@ class TorchGraph:
                 self._takes_gradients = True
         return run(grad=True)
 
-    @property
-    def has_optimizer(self) -> bool:
-        """Whether the user's optimizer is known."""
-        return self._optimizer is not None
-
-    @property
-    def has_others(self) -> bool:
-        """Whether other samples are known."""
-        return self._others is not None
-
-    def optimizer_step(self, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+    def optimizer_step(self, gradients: Dense) -> list[Tensor | None]:
         """Return what the optimizer would subtract, by running a copy of it."""
         if self._optimizer is None:
             msg = "this objective reads the optimizer's step: pass optimizer="
@@ -329,49 +347,36 @@ class TorchGraph:
         moved = step_of_copy(self._optimizer, by_id)
         return [moved.get(id(p)) for p in self._tensors]
 
-    def elsewhere(self, shift: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """Return the gradient of the other samples' loss at ``w - shift``."""
-        if self._others is None:
-            msg = "this objective needs a batch of other samples: pass others="
-            raise ValueError(msg)
-        with self._shifted(shift, -1.0, self._live):
-            with self._ambient.forward(grad=True, everything=True), NoBackward():
-                loss = checked_loss(self._others())
-            return self._gradients(loss)
-
-    def move(self, moves: Iterable[Move]) -> None:
-        """Add each delta to its parameter, keeping a copy of it."""
-        for move in moves:
-            p = self._tensors[move.parameter]
-            if move.parameter not in self._backup:
-                self._backup[move.parameter] = p.detach().clone()
+    def move(self, changes: Iterable[Change]) -> None:
+        """Add each change to its parameter, keeping a copy of it."""
+        for change in changes:
+            p = self._tensors[change.parameter]
+            if change.parameter not in self._backup:
+                self._backup[change.parameter] = p.detach().clone()
             # Through .data, so that the retained graph sees the new weights and stays valid.
-            _add(p.data, move)
+            _add(p.data, change)
 
-    def restore(self) -> None:
-        """Undo every move, bit for bit."""
+    def keep(self, share: Tensor | float) -> None:
+        """Keep a share of every change, from the copies that were made."""
+        share = float(share)
         for index, copy in self._backup.items():
-            self._tensors[index].data.copy_(copy)
-        self._release()
+            p = self._tensors[index]
+            if share == 0:
+                p.data.copy_(copy)
+            elif share < 1:
+                wide = torch.promote_types(p.dtype, torch.float32)
+                p.data.copy_(torch.lerp(copy.to(wide), p.data.to(wide), share))
+            if share == 1:
+                torch.autograd.graph.increment_version(p)
+        if share in (0, 1):
+            self._backup.clear()
+            self.release()
 
     def release(self) -> None:
-        """Let go of everything recorded but the copies that undo moves."""
+        """Free everything recorded but the copies that undo changes."""
         self._retained = None
         self._inputs = []
         self._copies = {}
-
-    def settle(self, accepted: Tensor | bool) -> None:
-        """Keep the moves if accepted, else undo them."""
-        if not accepted:
-            self.restore()
-        self._kept = self._kept[-1:] if accepted else self._kept[:1]
-        for index in self._backup:
-            torch.autograd.graph.increment_version(self._tensors[index])
-        self._release()
-
-    def _release(self) -> None:
-        self._backup.clear()
-        self.release()
 
 
 def _site(seen: Seen, gradient: Tensor | None) -> Site:
@@ -395,26 +400,20 @@ def _strided(tensor: Tensor, layout: Layout) -> Tensor:
     return tensor.as_strided(sizes, strides, tensor.storage_offset() + layout.offset)
 
 
-def _add(data: Tensor, move: Move) -> None:
+def _add(data: Tensor, change: Change) -> None:
     """Add a change in place; one in factors without forming it, where the layout allows."""
-    left, right = move.left, move.right
-    _, stack, out, inp = move.layout.canonical
-    plain = not stack and len(out) == len(inp) == 1
-    if plain and left is not None and left.ndim == 2 and left.dtype == data.dtype:
-        axes = Layout(move.layout.offset, (), out, inp)
-        _strided(data, axes).addmm_(left.mT, right)
-        return
-    target = _strided(data, move.layout)
-    delta = (right if left is None else left.mT @ right).reshape(target.shape)
+    delta = change.delta
+    _, stack, out, inp = change.layout.canonical
+    if isinstance(delta, LowRank):
+        plain = not stack and len(out) == len(inp) == 1 and delta.left.ndim == 2
+        if plain and delta.left.dtype == data.dtype:
+            axes = Layout(change.layout.offset, (), out, inp)
+            _strided(data, axes).addmm_(delta.left.mT, delta.right)
+            return
+        delta = delta.dense()
+    target = _strided(data, change.layout)
+    delta = delta.reshape(target.shape)
     if data.dtype == delta.dtype:
         target.add_(delta)
     else:
         target.copy_(target.to(delta.dtype) + delta)
-
-
-def _matrix_shape(layout: Layout) -> tuple[int, ...]:
-    stack = tuple(size for size, _ in layout.stack)
-    out = torch.Size(size for size, _ in layout.out).numel()
-    if not layout.inp:
-        return (*stack, out)
-    return (*stack, out, torch.Size(size for size, _ in layout.inp).numel())

@@ -24,9 +24,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
-from nullport._graph import Use
-from nullport._layout import Layout
-from nullport._site import DenseSite
+from nullport.network import Layout, LowRank, Use
 from nullport_torch._ambient import BackwardCalled
 from nullport_torch._calls import PARSERS, Call, Contraction
 from nullport_torch._conv import Geometry, bias_layout, weight_layout
@@ -101,8 +99,8 @@ class _Origin:
 
 
 Receive = Callable[[int, Tensor], None]
-Added: TypeAlias = tuple[dict[int, DenseSite], float]
-"""Sites whose weights move along their gradients, and how far."""
+Added: TypeAlias = tuple[Mapping[int, LowRank], float]
+"""By parameter, a move in factors that is added to outputs instead of the weight; and how far."""
 Replacement = Callable[[int, Tensor, "int | None"], Tensor]
 """Index, parameter, and the argument slot if nothing but the call at hand will hold the result."""
 
@@ -126,8 +124,8 @@ class Recorder(TorchFunctionMode):
         """Watch the ``tracked`` parameters, given with their indices.
 
         With ``replace`` (what stands in for a parameter) and ``receive`` (called with a site's
-        index and input) the pass is a replay, else a recording. What is ``added`` to outputs of a
-        replay is let go of with the site.
+        index and input) the pass is a replay, else a recording. Outputs of maps whose weights move
+        in factors get what the move adds to them.
         """
         super().__init__()
         self.seen: list[Seen] = []
@@ -213,10 +211,8 @@ class Recorder(TorchFunctionMode):
         inputs = site_inputs(call)
         index, self.sites = self.sites, self.sites + 1
         if self._receive is not None:
-            site = None if self._added is None else self._added[0].pop(index, None)
             self._receive(index, inputs)  # first: it tells another pass from the recorded one
-            if site is not None:
-                self._add(call, site, inputs, out)
+            self._add(call, inputs, out)
             return
         edge = get_gradient_edge(out) if out.requires_grad else None
         size = torch.linalg.vector_norm(_linear_part(call, out.detach()))
@@ -235,13 +231,19 @@ class Recorder(TorchFunctionMode):
             if value is not call.w and value is not call.b:
                 self._other_use(value, call.kind)
 
-    def _add(self, call: Call, site: DenseSite, inputs: Tensor, out: Tensor) -> None:
-        """Add what a move of the weight along its gradient changes in the output."""
-        found = site.along(inputs)
-        if self._added is None or isinstance(call.how, Geometry) or found.numel() != out.numel():
-            return  # another pass than the recorded one, as the next site will tell
+    def _add(self, call: Call, inputs: Tensor, out: Tensor) -> None:
+        """Add what a move of the weight in factors changes in the output."""
+        origin = self.origin(call.w)
+        move = (
+            None if self._added is None or origin is None else self._added[0].get(origin.parameter)
+        )
+        if self._added is None or origin is None or move is None or isinstance(call.how, Geometry):
+            return
+        layout = _weight_layout(call, _offset(call.w) - origin.offset)
+        found = (move.mT if layout.transposed else move).outputs(inputs)
         roles = call.how.roles
-        assert roles is not None  # only linear readings become sites
+        if roles is None or found.numel() != out.numel():
+            return  # another pass than the recorded one, as the next site will tell
         target = _permute(call.how.y, roles[0] + roles[1] + roles[2], out)
         target.add_(found.reshape(target.shape), alpha=self._added[1])
 

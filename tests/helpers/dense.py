@@ -14,7 +14,10 @@ def to_numpy(x: Any) -> Matrix:
     """Return any CPU array as a NumPy one."""
     if hasattr(x, "_array"):  # array-api-strict
         return np.asarray(x._array)
-    return x.detach().numpy() if hasattr(x, "detach") else np.asarray(x)
+    if hasattr(x, "detach"):
+        x = x.detach()
+        return (x.float() if "bfloat16" in str(x.dtype) else x).numpy()
+    return np.asarray(x)
 
 
 def with_ones(x: Matrix) -> Matrix:

@@ -15,9 +15,9 @@ import torch
 from helpers.dense import null_projector, with_ones
 from torch import Tensor, nn
 
-from nullport import TeleportConfig
-from nullport._driver import _Run
-from nullport._tangent import Engine
+from nullport import Engine, TeleportConfig
+from nullport._arrays import dense
+from nullport._teleport import _Run
 from nullport_torch._graph import TorchGraph
 
 Closure = Callable[[], Tensor]
@@ -135,14 +135,30 @@ def teleport_directions(
     """Return nullport's projected direction of every block, (..., out, features), by name."""
     config = config or TeleportConfig(projection="threshold", tangent=tangent)  # type: ignore[arg-type]
     graph = TorchGraph(model, closure, others=others, optimizer=optimizer)
+    engine = _Spy(config.tangent)
     with graph.exact():
-        run = _Run(graph, config, Engine(config.tangent))
-        lin = graph.linearize()
+        run = _Run(graph, config, engine, None)
+        lin, _ = run.linearize()
         run.prepare(lin)
-        run.ascent(lin, last=False)
+        run.lent = [lin]
+        del lin
+        run.directions(last=True)
     assert not any(bool(layer.hidden) for layer in run.layers)
+    # Without other terms a direction is left at the scale of tangents per relative length.
+    whole = run.objective in ("look_ahead", "others", "sharpness", "weight_norm")
+    scale = 1.0 if whole else float(engine.step)
     return {
-        layer.block.name: layer.found.direction.dense().double().numpy()
-        for layer in run.layers
-        if layer.found is not None
+        layer.block.name: dense(run.found[b].delta).double().numpy() / scale
+        for b, layer in enumerate(run.layers)
+        if run.found[b].delta is not None
     }
+
+
+class _Spy(Engine):
+    """An engine that remembers the scale of its tangents."""
+
+    step: Tensor = torch.ones(())
+
+    def __call__(self, graph: object, v: object, step: Tensor, *rest: object) -> float:
+        self.step = step
+        return super().__call__(graph, v, step, *rest)  # type: ignore[arg-type]

@@ -14,11 +14,9 @@ from helpers.dense import null_projector
 from jax_adapter.models import Built
 
 from nullport import TeleportConfig
-from nullport._capture import Block, capture, explained
-from nullport._direction import Accumulator
-from nullport._graph import Linearization, Move, Parameter, Use
-from nullport._layer import make_filter
-from nullport._layout import Layout
+from nullport._capture import Block, explained, find_layers, lazy_norms
+from nullport._direction import Directions
+from nullport.network import Change, Layout, Linearization, Parameter, Use, dense
 from nullport_jax._graph import JaxGraph
 from nullport_jax._tree import name_of
 
@@ -121,17 +119,26 @@ def find(built: Built) -> Found:
         graph = JaxGraph(built.loss, params, batch)
         with graph.exact():
             lin = graph.linearize()
-            captured, excluded = capture(graph.parameters, lin.uses, CONFIG)
-            one = jnp.asarray(1.0)  # only a budget asks for norms
-            filters = [make_filter(b, lin, CONFIG, one, one) for b in captured]
-            got: dict[int, Any] = {}
-            accumulator = Accumulator(captured, filters, lin, lambda _: None, got.__setitem__)
-            graph.jvp(lin.gradients, accumulator.receive)
-            accumulator.finish()
+            layers, excluded = find_layers(graph, lin, CONFIG, lazy_norms(graph.weights()))
+            captured = [layer.block for layer in layers]
+            collected = Directions(
+                graph,
+                layers,
+                lin,
+                CONFIG,
+                length=1.0,
+                scale=1.0,
+                direct=None,
+                spaces={},
+                keep=False,
+            )
+            graph.jvp(lin.gradients, collected.receive)
+            collected.finish()
             rows = [_rows(b, lin.sites) for b in captured]
+            got = [collected.found[i].delta for i in range(len(layers))]
             directions = [
-                _zero(graph, b, r) if got[i] is None else got[i].dense()
-                for i, (b, r) in enumerate(zip(captured, rows, strict=True))
+                _zero(graph, b, r) if one is None else dense(one)
+                for one, b, r in zip(got, captured, rows, strict=True)
             ]
             parts = [_part(use, lin.sites) for use in lin.uses]
             outputs = [[lin.sites[i].output_norm for i in b.sites] for b in captured]
@@ -212,7 +219,7 @@ def move_at_random(built: Built, found: Found, relative: float = 0.3) -> tuple[J
         if block.bias is not None:
             parts = [(*parts[0][:2], change[..., :-1]), (*block.bias, change[..., -1])]
         for parameter, layout, part in parts:
-            graph.move([Move(parameter, layout, jnp.asarray(part))])
+            graph.move([Change(parameter, layout, jnp.asarray(part))])
             name = found.parameters[parameter].name
             changed[name][layout.elements()] |= bool(part.any())
     return graph, changed

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from jax_adapter.models import Draw, mean_square
 
-from nullport import TeleportConfig, _factored
+from nullport import TeleportConfig, network
+from nullport.network import DenseSite, LowRank, factored
 from nullport_jax import teleport
 from nullport_jax._graph import JaxGraph
 
@@ -43,20 +44,31 @@ def made(way: str) -> tuple[Callable[..., jax.Array], Params, tuple[jax.Array, j
     return loss, params, (draw(SAMPLES, WIDTH), draw(SAMPLES, 4))
 
 
+def named(graph: JaxGraph) -> dict[int, Any]:
+    """Return what the core would hand over in factors."""
+    lin = graph.linearize()
+    samples = {i: s.samples for i, s in enumerate(lin.sites) if isinstance(s, DenseSite)}
+    return factored([w.shape for w in graph.weights()], lin.uses, samples)
+
+
 @pytest.mark.parametrize("way", list(WAYS))
 def test_inputs_are_those_of_weights_moved_along_the_formed_gradient(way: str) -> None:
     loss, params, data = made(way)
     graph = JaxGraph(loss, params, data)
     lin = graph.linearize()
     names = [p.name for p in graph.parameters]
-    uses = {u.site: u.parameter for u in lin.uses if u.role == "weight"}
-    along = {s: lin.sites[s] for s, i in uses.items() if names[i] in ("a", "b")}
-    assert len(along) == 2
-    assert set(along) <= set(lin.factored)
-    rest = [None if names[i] in ("a", "b") else g for i, g in enumerate(lin.gradients)]
+    v = list(lin.gradients)
+    for i, use in named(graph).items():
+        assert use.site is not None
+        assert use.layout is not None
+        site = lin.sites[use.site]
+        change = LowRank(site.cotangent, site.inputs)
+        v[i] = change.mT if use.layout.transposed else change
+        np.testing.assert_allclose(v[i].dense(), lin.gradients[i], rtol=1e-11, atol=1e-12)
+    assert [names[i] for i, a in enumerate(v) if isinstance(a, LowRank)] == ["a", "b"]
     found: list[dict[int, Any]] = [{}, {}]
     step = jnp.asarray(0.5)
-    graph.replay(rest, step, found[0].__setitem__, along)
+    graph.replay(v, step, found[0].__setitem__)
     graph.replay(lin.gradients, step, found[1].__setitem__)
     assert set(found[0]) == set(found[1])
     for i, expected in found[1].items():
@@ -80,27 +92,40 @@ def test_a_teleport_is_the_same_without_factors(
 
     mine, report = run()
     assert int(report.cause) == 0
-    monkeypatch.setattr(_factored, "FEWER", 10**9)
+    monkeypatch.setattr(network, "FEWER", 10**9)
     theirs, _ = run()
     for name, expected in theirs.items():
         np.testing.assert_allclose(mine[name], expected, rtol=1e-6, atol=1e-7)
     assert not np.allclose(theirs["b"], params["b"], atol=1e-4)
 
 
-def test_products_inside_a_scan_are_not_moved_along() -> None:
+@pytest.mark.parametrize("scanned", [False, True], ids=["one weight", "a stack of weights"])
+def test_products_inside_a_scan_move_with_their_weights(scanned: bool) -> None:
     draw = Draw()
-    params = {"w": draw(2, WIDTH, WIDTH, scale=WIDTH**-0.5), "head": draw(WIDTH, 4)}
+    shape = (2, WIDTH, WIDTH) if scanned else (WIDTH, WIDTH)
+    params = {"w": draw(*shape, scale=WIDTH**-0.5), "head": draw(WIDTH, 4)}
 
     def loss(p: Params, x: jax.Array, y: jax.Array) -> jax.Array:
-        x, _ = jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, p["w"])
+        ws = p["w"] if scanned else None
+        x, _ = jax.lax.scan(
+            lambda x, w: (jnp.tanh(x @ (p["w"] if w is None else w)), None), x, ws, length=2
+        )
         return mean_square(x @ p["head"], y)
 
-    graph = JaxGraph(loss, params, (draw(SAMPLES, WIDTH), draw(SAMPLES, 4)))
-    lin = graph.linearize()
+    graph = JaxGraph(loss, params, (draw(2, WIDTH), draw(2, 4)))
     names = [p.name for p in graph.parameters]
-    uses = {u.site: names[u.parameter] for u in lin.uses}
-    assert [uses[i] for i in lin.factored] == ["head"]
-    assert len(uses) == 2
+    assert [names[i] for i in named(graph)] == ([] if scanned else ["w"])
+    lin = graph.linearize()
+    v = list(lin.gradients)
+    for i, use in named(graph).items():
+        assert use.site is not None
+        v[i] = LowRank(lin.sites[use.site].inputs, lin.sites[use.site].cotangent)
+    found: list[dict[int, Any]] = [{}, {}]
+    graph.replay(v, jnp.asarray(0.5), found[0].__setitem__)
+    graph.replay(lin.gradients, jnp.asarray(0.5), found[1].__setitem__)
+    assert found[0].keys() == found[1].keys()
+    for i, expected in found[1].items():
+        np.testing.assert_allclose(found[0][i], expected, rtol=1e-11, atol=1e-12)
 
 
 def test_the_compiled_step_makes_fewer_passes_over_the_weights() -> None:
@@ -115,6 +140,6 @@ def test_the_compiled_step_makes_fewer_passes_over_the_weights() -> None:
 
     one = counted(2) - counted(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_factored, "FEWER", 10**9)
+        patch.setattr(network, "FEWER", 10**9)
         plain = counted(2) - counted(1)
     assert one < plain

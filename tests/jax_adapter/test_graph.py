@@ -11,8 +11,9 @@ import pytest
 from jax_adapter.models import Built, Draw, mean_square
 from jax_adapter.oracle import floats
 
-from nullport._graph import Move, TangentUnavailable
-from nullport._layout import matrix
+from nullport import TeleportConfig, run
+from nullport.network import Change, TangentUnavailable, matrix
+from nullport_jax import teleport
 from nullport_jax._graph import JaxGraph
 
 Tree = dict[str, Any]
@@ -102,14 +103,13 @@ def test_other_samples() -> None:
         "steps": b.params["steps"],
         "c": {"w": 0.9 * b.params["c"]["w"]},
     }
-    assert graph.has_others
-    close(graph.loss(shift), b.loss(moved, *b.batch))
+    assert graph.batches == {"guard", "others"}
+    close(graph.loss(shift=shift), b.loss(moved, *b.batch))
     close(graph.loss(), b.loss(b.params, *b.batch))
-    guard = graph.guard(shift)
-    assert guard is not None
-    close(guard, b.loss(moved, *batch(1)))
+    close(graph.loss("guard", shift), b.loss(moved, *batch(1)))
     expected = gradient(b, moved, batch(2))
-    got = graph.elsewhere(shift)
+    value, got = graph.gradient("others", shift)
+    close(value, b.loss(moved, *batch(2)))
     close(got[0], expected["a"])
     close(got[1], expected["c"]["w"])
     assert got[2] is None
@@ -120,14 +120,13 @@ def test_other_samples() -> None:
 
 def test_what_is_missing_is_said() -> None:
     graph = JaxGraph(*built())
-    assert graph.guard() is None
     assert not graph.has_optimizer
-    assert not graph.has_others
+    assert not graph.batches
     with pytest.raises(ValueError, match="pass tx= and opt_state="):
         graph.optimizer_step([None, None, None])
-    with pytest.raises(ValueError, match="pass others="):
-        graph.elsewhere([None, None, None])
     b = built()
+    with pytest.raises(ValueError, match="give others="):
+        teleport(b.loss, b.params, *b.batch, config=TeleportConfig(objective="others"))
     with pytest.raises(ValueError, match="1 arrays, none of them of floats"):
         JaxGraph(b.loss, {"steps": jnp.arange(2)}, b.batch)
     with pytest.raises(ValueError, match=r"loss_fn returned float64\[4, 3\], expected a scalar"):
@@ -172,20 +171,74 @@ def test_moves_are_undone_bit_for_bit() -> None:
     b = built()
     graph = JaxGraph(*b)
     graph.linearize()
-    move = Move(0, matrix((), 5, 8), jnp.full((5, 8), 0.1))
-    for accepted in (False, jnp.asarray(False)):
-        graph.move([move])
+    change = Change(0, matrix((), 5, 8), jnp.full((5, 8), 0.1))
+    for none in (0, 0.0, jnp.asarray(0.0)):
+        graph.move([change])
         assert not np.array_equal(graph.params["a"], b.params["a"])
-        graph.settle(accepted)
+        graph.keep(none)
         assert np.array_equal(graph.params["a"], b.params["a"])
-    for accepted in (True, jnp.asarray(True)):
-        before = graph.params["a"]
-        graph.move([move])
-        graph.settle(accepted)
-        close(graph.params["a"], before + 0.1)
-        graph.restore()  # what was settled stays
-        close(graph.params["a"], before + 0.1)
+    for every in (1, 1.0, jnp.asarray(1.0)):
+        graph = JaxGraph(*b)
+        graph.move([change])
+        moved = graph.params["a"]
+        close(moved, b.params["a"] + 0.1)
+        graph.keep(every)
+        assert np.array_equal(graph.params["a"], moved)
     assert graph.params["steps"] is b.params["steps"]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+@pytest.mark.parametrize("jitted", [False, True])
+def test_a_share_of_a_move_is_kept(dtype: str, jitted: bool) -> None:
+    b = built()
+    start = b.params["a"].astype(dtype)
+
+    def kept(start: jax.Array, share: Any) -> Any:
+        graph = JaxGraph(b.loss, {**b.params, "a": start}, b.batch)
+        graph.move([Change(0, matrix((), 5, 8), jnp.full((5, 8), 0.5))])
+        moved = graph.params["a"]
+        graph.keep(share)
+        return moved, graph.params["a"]
+
+    for share in (0.0, 0.25, 1.0):
+        moved, got = (jax.jit(kept) if jitted else kept)(start, jnp.asarray(share))
+        assert got.dtype == dtype
+        wide = [np.asarray(a, np.float64) for a in (start, moved)]
+        expected = jnp.asarray(wide[0] + share * (wide[1] - wide[0])).astype(dtype)
+        if share in (0.0, 1.0):
+            assert np.array_equal(got, moved if share else start)
+        else:
+            close(np.asarray(got, np.float64), np.asarray(expected, np.float64))
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+def test_what_is_moved_conditionally(jitted: bool) -> None:
+    b = built()
+
+    def after(params: Tree, flag: Any) -> Any:
+        graph = JaxGraph(b.loss, params, b.batch)
+        graph.move([Change(0, matrix((), 5, 8), jnp.full((5, 8), 0.5))])
+
+        def again(values: Any) -> Any:
+            graph.keep(0.5)
+            loss, gradients = graph.gradient()
+            return ((loss, gradients), None, values[2] + 1)
+
+        values = (graph.gradient(), None, jnp.asarray(1.0))
+        found = graph.when(flag, again, values)
+        return found, floats(graph.params), graph.loss(), graph._current()
+
+    for flag in (False, True):
+        (first, none, count), moved, *losses = (jax.jit(after) if jitted else after)(
+            b.params, jnp.asarray(flag)
+        )
+        assert none is None
+        assert float(count) == 1 + flag
+        close(moved["a"], b.params["a"] + (0.25 if flag else 0.5))
+        expected = b.loss({**b.params, "a": moved["a"]}, *b.batch)
+        for loss in (first[0], *losses):
+            close(loss, expected)
+        close(first[1][0], gradient(b, {**b.params, "a": moved["a"]}, b.batch)["a"])
 
 
 def test_everything_under_an_outer_jit() -> None:
@@ -205,11 +258,11 @@ def test_everything_under_an_outer_jit() -> None:
         graph.replay(v, jnp.asarray(0.01), inputs.__setitem__)
         graph.jvp(v, tangents.__setitem__)
         step = graph.optimizer_step(lin.gradients)
-        found = [lin.loss, lin.gradients, inputs, tangents, step, graph.elsewhere(step)]
-        found += [graph.loss(step), graph.guard(step), graph.gradient()]
+        found = [lin.loss, lin.gradients, inputs, tangents, step, graph.gradient("others", step)]
+        found += [graph.loss("batch", step), graph.loss("guard", step), graph.gradient()]
         found += [(s.inputs, s.cotangent, s.output_norm, *s.rows()) for s in lin.sites]
-        graph.move([Move(0, matrix((), 5, 8), jnp.full((5, 8), 0.1))])
-        graph.settle(accepted)
+        graph.move([Change(0, matrix((), 5, 8), jnp.full((5, 8), 0.1))])
+        graph.keep(jnp.asarray(accepted, float))
         return found, floats(graph.params)
 
     for accepted in (True, False):
@@ -232,8 +285,8 @@ def test_the_users_precision_is_not_the_cores() -> None:
         assert jax.config.jax_default_matmul_precision == "highest"
         graph.linearize()
         graph.gradient()
-        graph.guard()
-        graph.elsewhere([None] * 3)
+        graph.loss("guard")
+        graph.gradient("others", [None] * 3)
     assert set(seen) == {"bfloat16"}
     assert len(seen) == 3
 
@@ -291,19 +344,28 @@ def test_low_precision(dtype: str) -> None:
         ) * jnp.linalg.norm(got)
 
 
-def test_a_refused_teleport_of_several_steps_settles_on_the_first_gradient() -> None:
-    params = {"a": jnp.linspace(-1.0, 1.0, 48).reshape(6, 8), "b": jnp.ones((8, 2))}
-    x = jnp.cos(jnp.arange(18.0)).reshape(3, 6)
+@pytest.mark.parametrize("jitted", [False, True])
+@pytest.mark.parametrize("accepted", [False, True])
+def test_a_teleport_of_several_steps_hands_over_the_gradient_it_settles_on(
+    accepted: bool, jitted: bool
+) -> None:
+    b = built()
+    # Moves of many times the weights, not projected, are refused.
+    far = {"projection": "none", "radius": 30.0, "max_loss_change": 0.0}
+    config = TeleportConfig(steps=2, **({"radius": 0.1} if accepted else far))
 
-    def loss_fn(params: Any, x: Any) -> Any:
-        return jnp.mean((jnp.tanh(x @ params["a"]) @ params["b"]) ** 2)
+    def jump(params: Tree) -> Any:
+        graph = JaxGraph(b.loss, params, b.batch)
+        report, found = run(graph, config)
+        assert found is not None
+        return report, found[0], graph.like_params(found[1]), graph.params
 
-    graph = JaxGraph(loss_fn, params, (x,))
-    graph.linearize(again=True)
-    start = jax.grad(loss_fn)(params, x)
-    graph._leaves = [leaf + 0.1 for leaf in graph._leaves]
-    graph.linearize()
-    graph.gradient()
-    graph.settle(False)
-    for found, expected in zip(jax.tree.leaves(graph.settled), jax.tree.leaves(start), strict=True):
-        assert jnp.allclose(found, expected, rtol=1e-12, atol=1e-12)
+    report, loss, found, settled = (jax.jit(jump) if jitted else jump)(b.params)
+    assert bool(report.accepted) == accepted
+    assert np.array_equal(settled["a"], b.params["a"])
+    assert np.array_equal(settled["c"]["w"], b.params["c"]["w"]) != accepted
+    close(loss, b.loss(settled, *b.batch))
+    expected = gradient(b, settled, b.batch)
+    close(found["a"], expected["a"])
+    close(found["c"]["w"], expected["c"]["w"])
+    assert np.array_equal(found["steps"], [0, 0, 0])

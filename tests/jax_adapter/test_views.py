@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax_adapter.oracle import elements
 
-from nullport._graph import Move
-from nullport._layout import Layout
-from nullport_jax._elements import moved, read
+from nullport.network import Change, Layout, LowRank
+from nullport_jax._graph import JaxGraph
 from nullport_jax._view import View, flat, refine, regroup, whole
 
 Positions = npt.NDArray[np.int64]
@@ -93,6 +93,10 @@ def test_refine() -> None:
     assert refine(((2, 1),), ((2, 1), (2, 7))) is None
 
 
+def holding(array: jax.Array) -> JaxGraph:
+    return JaxGraph(lambda w: jnp.sum(w), array, ())
+
+
 LAYOUTS = {
     "whole": Layout(0, (), ((6, 8),), ((8, 1),)),
     "transposed": Layout(0, (), ((8, 1),), ((6, 8),)),
@@ -113,18 +117,19 @@ LAYOUTS = {
 def test_reading_and_moving(layout: Layout) -> None:
     array = np.random.default_rng(0).standard_normal((6, 8))
     inside = elements(array, layout)
-    np.testing.assert_array_equal(read(jnp.asarray(array), layout), inside)
+    graph = holding(jnp.asarray(array))
+    np.testing.assert_array_equal(graph.read(0, graph.params, layout), inside)
     change = np.random.default_rng(1).standard_normal(inside.shape)
     expected = array.copy().reshape(-1)
     expected[layout.elements()] += change.reshape(-1)
-    got = moved(jnp.asarray(array), Move(0, layout, jnp.asarray(change)))
-    np.testing.assert_array_equal(got, expected.reshape(6, 8))
+    graph.move([Change(0, layout, jnp.asarray(change))])
+    np.testing.assert_array_equal(graph.params, expected.reshape(6, 8))
 
 
 def test_moving_in_factors_and_in_low_precision() -> None:
     layout = LAYOUTS["transposed"]
-    array = jnp.ones((6, 8), jnp.bfloat16)
-    left, right = np.ones((3, 8)), np.full((3, 6), 0.5)
-    got = moved(array, Move(0, layout, jnp.asarray(right), jnp.asarray(left)))
-    assert got.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(np.asarray(got, np.float64), np.full((6, 8), 2.5))
+    graph = holding(jnp.ones((6, 8), jnp.bfloat16))
+    left, right = jnp.ones((3, 8)), jnp.full((3, 6), 0.5)
+    graph.move([Change(0, layout, LowRank(left, right))])
+    assert graph.params.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(np.asarray(graph.params, np.float64), np.full((6, 8), 2.5))

@@ -410,7 +410,8 @@ def test_refused_moves_are_undone_bit_for_bit(refusal: Refusal, dtype: torch.dty
     )
     assert not report.accepted
     assert re.search(refusal.words, report.reason), report.reason
-    assert any(layer.moved > 0 for layer in report.layers)
+    assert not any(layer.moved > 0 for layer in report.layers)
+    assert report.grad_norm_after != report.grad_norm_before  # a move was tried
     before.assert_unchanged()
 
 

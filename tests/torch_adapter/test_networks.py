@@ -20,6 +20,10 @@ DTYPES = pytest.mark.parametrize("dtype", LOSS, ids=str)
 EVERY_NETWORK = pytest.mark.parametrize("network", NETWORKS, ids=repr)
 
 
+FAR = TeleportConfig(projection="threshold", radius=0.3, max_gain=1e3)
+"""A long move, however much the gradient grows."""
+
+
 @EVERY_NETWORK
 def test_direction(network: Network) -> None:
     model, closure = build(network)
@@ -44,7 +48,7 @@ def test_loss_stays_and_gradient_grows(network: Network, dtype: torch.dtype) -> 
     outside = seeded(closure, SEED)
     loss_before, norm_before = outside().item(), gradient_norm(model, closure, SEED)
     torch.manual_seed(SEED)
-    report = teleport(model, closure, config=TeleportConfig(projection="threshold", radius=0.3))
+    report = teleport(model, closure, config=FAR)
     loss_after, norm_after = outside().item(), gradient_norm(model, closure, SEED)
     assert report.accepted, report.reason
     assert loss_after == pytest.approx(loss_before, rel=LOSS[dtype])
@@ -80,7 +84,7 @@ def test_the_moves_have_the_length_that_is_reported(network: Network) -> None:
     model, closure = build(network)
     gathered = gather(model, seeded(closure, SEED))
     start = {name: p.detach().clone() for name, p in model.named_parameters()}
-    report = teleport(model, closure, config=TeleportConfig(projection="threshold", radius=0.3))
+    report = teleport(model, closure, config=FAR)
     change = {name: p.detach() - start[name] for name, p in model.named_parameters()}
     for layer in report.layers:
         if layer.kind and layer.name not in network.excluded:

@@ -15,7 +15,8 @@ from helpers.torch_oracle import teleport_directions
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from nullport import TeleportConfig
+from nullport import TeleportConfig, _verdict
+from nullport._report import Cause
 from nullport_torch import inspect, teleport
 from nullport_torch._optimizer import step_of_copy
 
@@ -122,12 +123,15 @@ def test_hooks_and_schedulers_do_not_notice() -> None:
 
 @EVERY_OPTIMIZER
 @pytest.mark.parametrize("radius", [0.01, 0.1, 1.0, 10.0])
-def test_a_move_is_kept_exactly_if_the_next_step_still_behaves(name: str, radius: float) -> None:
-    """The Armijo rule, judged outside with the real optimizer."""
+def test_a_move_is_kept_exactly_if_the_next_step_still_behaves(
+    name: str, radius: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Armijo rule, judged outside with the real optimizer, without a second, shorter try."""
+    monkeypatch.setattr(_verdict, "TOO_FAR", (Cause.NONE,))
     model, closure, *_ = _made()
     optimizer = _warm(model, closure, OPTIMIZERS[name])
     forced, forced_optimizer = copy.deepcopy((model, optimizer))
-    config = TeleportConfig(projection="threshold", radius=radius)
+    config = TeleportConfig(projection="threshold", radius=radius, max_gain=1e9)
     report = teleport(model, closure, optimizer=optimizer, config=config)
 
     twin_closure = _made()[1]  # only for its batch, which is the same

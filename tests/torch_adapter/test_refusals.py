@@ -38,7 +38,7 @@ class Case:
 
     cause: Cause
     config: TeleportConfig
-    lr: float = 0.01
+    lr: float | None = 0.01
     guard: Callable[[Net], Tensor] | None = None
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
     words: str = field(default="")
@@ -64,6 +64,12 @@ CASES = [
         words="which is more than allowed",
     ),
     Case(Cause.GRADIENT, _free(objective="grad_norm"), loss=_steep, words="gradient norm .* nan"),
+    Case(
+        Cause.GAIN,
+        _free(objective="grad_norm", max_gain=1 + 1e-9),
+        lr=None,
+        words="more than max_gain",
+    ),
     Case(Cause.ARMIJO, _free(objective="grad_norm", radius=100.0), lr=0.3, words="half of what"),
     Case(
         Cause.GUARD,
@@ -77,10 +83,10 @@ CASES = [
 def _case(case: Case) -> tuple[Net, torch.optim.Optimizer, Callable[[], TeleportReport]]:
     torch.manual_seed(0)
     model = Net()
-    optimizer = torch.optim.SGD(model.parameters(), case.lr, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), case.lr or 0.01, momentum=0.9)
     x, y, other = torch.randn(8, 5), torch.arange(8) % 3, torch.randn(8, 5)
     F.cross_entropy(model(x), y).backward()
-    rate, optimizer.param_groups[0]["lr"] = case.lr, 1e-6
+    rate, optimizer.param_groups[0]["lr"] = case.lr or 0.01, 1e-6
     optimizer.step()  # a momentum to keep
     optimizer.param_groups[0]["lr"] = rate
 
@@ -89,7 +95,7 @@ def _case(case: Case) -> tuple[Net, torch.optim.Optimizer, Callable[[], Teleport
         return teleport(
             model,
             lambda: case.loss(model(x), y),
-            optimizer=optimizer,
+            optimizer=None if case.lr is None else optimizer,
             others=lambda: F.cross_entropy(model(other), y),
             guard=None if guard is None else lambda: guard(model) + 0 * model.first.weight.sum(),
             config=case.config,

@@ -15,7 +15,7 @@ from helpers.torch_oracle import finite_difference, teleport_directions
 from torch import Tensor, nn
 
 from nullport import TeleportConfig
-from nullport._graph import TangentUnavailable
+from nullport.network import TangentUnavailable
 from nullport_torch import Teleporter, teleport
 from nullport_torch._graph import TorchGraph
 
@@ -167,9 +167,9 @@ def test_reused_activations_are_those_of_a_fresh_pass(
     original = TorchGraph.linearize
     passes = []
 
-    def fresh(self: TorchGraph, *, unchanged: bool = False, again: bool = False) -> Any:
+    def fresh(self: TorchGraph, *, unchanged: bool = False, **how: bool) -> Any:
         passes.append(unchanged)
-        return original(self, unchanged=False, again=again)
+        return original(self, unchanged=False, **how)
 
     monkeypatch.setattr(TorchGraph, "linearize", fresh)
     other, other_closure = build(network)
@@ -212,7 +212,7 @@ def test_reused_activations_with_copied_weights(name: str, monkeypatch: pytest.M
             monkeypatch.setattr(
                 TorchGraph,
                 "linearize",
-                lambda self, *, unchanged=False, again=False: original(self, again=again),
+                lambda self, *, unchanged=False, **how: original(self, **how),
             )
         config = TeleportConfig(radius=0.3, steps=4, tangent="jvp")
         report = teleport(model, lambda: F.cross_entropy(model(x), y), config=config)

@@ -55,7 +55,7 @@ CONFIGS = {
     "fd": TeleportConfig(projection="threshold", tangent="fd"),
     "steps": TeleportConfig(projection="threshold", steps=3),
     "threshold": TeleportConfig(
-        projection="threshold", threshold=0.01, steps=2, max_loss_change=10.0
+        projection="threshold", threshold=0.01, steps=2, max_loss_change=10.0, radius=0.1
     ),
 }
 

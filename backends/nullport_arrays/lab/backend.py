@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from nullport._config import TeleportConfig
-from nullport._report import LayerReport
+from nullport import LayerReport, TeleportConfig
 from nullport.lab.backends import Backend
 from nullport_arrays import _api
 from nullport_arrays._graph import ArrayGraph

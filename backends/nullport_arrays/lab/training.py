@@ -12,11 +12,10 @@ import numpy as np
 from array_api_compat import device
 
 from nullport import TeleportReport
-from nullport._arrays import Array as AnyArray
-from nullport._arrays import namespace
-from nullport._cost import GRADIENT
 from nullport.lab.compare import Settings, Task
 from nullport.lab.compare.task import Array, Batch
+from nullport.network import GRADIENT, namespace
+from nullport.network import Array as AnyArray
 from nullport_arrays._network import NetworkGraph, from_network
 from nullport_arrays._optimizers import SGD, Adagrad, Adam, Optimizer, apply
 from nullport_arrays._teleporter import Teleporter
@@ -64,7 +63,7 @@ class ArrayTrainer:
         self.params = convert(initial, namespace(like), device=device(like))
         self._optimizer: Optimizer = OPTIMIZERS[settings.optimizer](settings.lr)
         self._state = self._optimizer.init(self.params)
-        self._ready: tuple[Batch, AnyArray, Any] | None = None
+        self._captured: Batch | None = None
         self._teleporter = Teleporter(
             self._graph, every=settings.every, horizon=settings.budget, config=settings.teleport
         )
@@ -93,7 +92,7 @@ class ArrayTrainer:
 
     def load(self, weights: Sequence[Array]) -> None:
         """Put back what :meth:`weights` returned."""
-        self._ready = None  # a gradient of other weights
+        self._captured = None  # a gradient of other weights
         names = flatten(self.params)
         put = {n: self._place(w.copy()) for n, w in zip(names, weights, strict=True)}
         self.params = replaced(self.params, put)
@@ -106,41 +105,37 @@ class ArrayTrainer:
         self, batch: Batch, guard: Batch | None, others: Batch | None, *, now: bool | None = None
     ) -> tuple[TeleportReport | None, float]:
         """Teleport if one is due; return the report, if any, and the compute used."""
-        self._ready = None
+        self._captured = None
         if (others is None and self._reads_others) or now is False:
             return None, 0.0
-        before = len(self._teleporter.history)
         step = self._teleporter.step if now else self._teleporter.maybe_step
         try:
             with threads(self._threads):
-                step(batch, guard, others)
+                report = step(batch, guard, others)
         except ValueError:
             if np.isfinite(self.evaluate(*batch)[0]):
                 raise
             return None, 0.0  # diverged, which is the step's to say
-        if len(self._teleporter.history) == before:
+        graph = self._teleporter.graph
+        if report is None or graph is None:
             return None, 0.0
-        report, graph = self._teleporter.history[-1], self._teleporter.graph
-        assert graph is not None  # of the teleport that was just made
-        self.params = graph.params
-        if graph.settled_gradient is not None:
-            self._ready = (batch, *graph.settled_gradient)
+        self.params, self._captured = graph.params, batch
         return report, float(report.cost)
 
     def step(self, batch: Batch) -> tuple[float, float]:
         """Make a training step; return the loss before it and the compute used."""
-        ready, self._ready = self._ready, None
-        spared = ready is not None and ready[0] is batch
+        same, self._captured = batch is self._captured, None
+        graph = self._teleporter.graph
+        ready = self._teleporter.hand_over() if same else None
         with threads(self._threads), np.errstate(all="ignore"):  # what diverges is not finite
-            if ready is not None and spared:
-                _, loss, gradients = ready
-                self._teleporter.spared()
+            if ready is not None and graph is not None:
+                loss, gradients = ready[0], graph.tree(ready[1])
             else:
                 x, y = self._arrays(batch)
                 loss, gradients = value_and_grad(self._network, self._loss, self.params, x, y)
             steps, self._state = self._optimizer.update(gradients, self._state, self.params)
             self.params = apply(self.params, steps)
-        return float(loss), 0.0 if spared else GRADIENT
+        return float(loss), GRADIENT if ready is None else 0.0
 
     def evaluate(self, inputs: Array, targets: Array) -> tuple[float, float | None]:
         """Return the mean loss, and the accuracy unless the task is a regression."""

@@ -15,7 +15,7 @@ ones, :class:`Watch` how they are observed.
 
 from nullport_arrays.layers._activations import GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Tanh
 from nullport_arrays.layers._attention import Attention
-from nullport_arrays.layers._base import SILENT, Layer, Linear, Params, Watch
+from nullport_arrays.layers._base import SILENT, Layer, Linear, Params, Shifted, Watch
 from nullport_arrays.layers._compose import Residual, Sequential
 from nullport_arrays.layers._conv import Conv2d
 from nullport_arrays.layers._dense import Dense
@@ -46,6 +46,7 @@ __all__ = [
     "ReLU",
     "Residual",
     "Sequential",
+    "Shifted",
     "SiLU",
     "Sigmoid",
     "SquaredError",

@@ -18,7 +18,7 @@ from typing import Any
 
 from array_api_compat import device
 
-from nullport._arrays import Array, namespace
+from nullport.network import Array, namespace
 from nullport_arrays.layers._base import SILENT, Layer, Parameterless, Params, Watch
 
 

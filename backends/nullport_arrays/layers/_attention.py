@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import device
 
-from nullport._arrays import Array, namespace
+from nullport.network import Array, namespace
 from nullport_arrays.layers._base import SILENT, Layer, Params, Watch, plus, settle
 from nullport_arrays.layers._checks import divides, shape
 from nullport_arrays.layers._dense import Dense

@@ -16,12 +16,13 @@ is ``c``. A layer without parameters has no key at all.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from nullport._arrays import Array, namespace
+from nullport.network import Array, LowRank, namespace
 
 Params: TypeAlias = dict[str, Any]
 """Arrays by name, in nested dicts."""
@@ -34,9 +35,8 @@ class Watch:
     inputs in the pushforward; and, for who asks, the products that the forward pass makes. It knows
     where in the network it is.
 
-    A linear layer may also ask it two things: what to add to a product (:meth:`added`), and whether
-    the gradient of its weight is wanted (:meth:`wants`). One that never asks adds nothing, and
-    always returns the gradient.
+    A dense layer may also ask it whether the gradient of its weight should stay in factors
+    (:attr:`factored`).
     """
 
     def __init__(
@@ -44,8 +44,7 @@ class Watch:
         receive: Callable[[str, Linear, Array], None] | None = None,
         path: str = "",
         products: Callable[[str, Linear, Array], None] | None = None,
-        added: Callable[[str, Linear, Array], Array | None] | None = None,
-        wanted: Callable[[str], bool] | None = None,
+        factored: Collection[str] = (),
     ) -> None:
         """Stand at ``path``.
 
@@ -53,19 +52,17 @@ class Watch:
             receive: Told the path, the linear layer and the array.
             path: Where in the network it is.
             products: The same for ``X W^T``, without the bias.
-            added: Told the path, the layer and its rows ``X``; returns what is added to their
-                product, shaped like it, or None.
-            wanted: Told the path; returns whether the gradient of the weight there is wanted.
+            factored: Dotted names of the weights whose gradients should be ``LowRank(dY, X)``.
         """
         self._receive, self.path, self._products = receive, path, products
-        self._added, self._wanted = added, wanted
+        self._factored = factored
 
     def __getitem__(self, name: str) -> Watch:
         """Return the watch over the child ``name``: at ``path.name``, or ``name`` at the root."""
         if self._receive is None:
             return self
         path = f"{self.path}.{name}" if self.path else name
-        return Watch(self._receive, path, self._products, self._added, self._wanted)
+        return Watch(self._receive, path, self._products, self._factored)
 
     def __call__(self, layer: Linear, array: Array) -> None:
         """Show an array that passes through ``layer``."""
@@ -77,17 +74,29 @@ class Watch:
         if self._products is not None:
             self._products(self.path, layer, array)
 
-    def added(self, layer: Linear, rows: Array) -> Array | None:
-        """Return what ``layer`` adds to its product of ``rows`` (samples, in), or None.
+    @property
+    def factored(self) -> bool:
+        """Whether the gradient of the weight here should stay in factors."""
+        return (f"{self.path}.weight" if self.path else "weight") in self._factored
 
-        The array is (samples, out). A weight that moves by ``D`` adds ``rows D^T``, and need not be
-        formed at its new place.
-        """
-        return None if self._added is None else self._added(self.path, layer, rows)
 
-    def wants(self) -> bool:
-        """Return whether a pullback has to return the gradient of the weight here."""
-        return self._wanted is None or self._wanted(self.path)
+@dataclass(frozen=True)
+class Shifted:
+    """A weight moved by a low-rank matrix, in the place of an array among the parameters.
+
+    Attributes:
+        weight: Shape (out, in).
+        move: What is added to it, never formed.
+    """
+
+    weight: Array
+    move: LowRank
+
+    def product(self, rows: Array) -> Array:
+        """Return ``rows (weight + move)^T``, shape (samples, out), for ``rows`` (samples, in)."""
+        product = rows @ namespace(rows).matrix_transpose(self.weight)
+        product += self.move.outputs(rows)
+        return product
 
 
 SILENT = Watch()
@@ -120,7 +129,7 @@ class Layer(Protocol):
 
         Returns:
             Cotangent of the input, None if that is integers, and gradients shaped like ``params``;
-            that of a weight may be None if ``watch`` does not want it.
+            that of a weight may be low-rank if ``watch`` says so.
         """
 
     def pushforward(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from numbers import Integral
 
-from nullport._arrays import Array
+from nullport.network import Array
 
 
 def at_least(least: int, **values: int) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from nullport._arrays import Array
+from nullport.network import Array
 from nullport_arrays.layers._base import SILENT, Layer, Params, Watch, plus, settle
 
 

@@ -22,7 +22,7 @@ from typing import ClassVar
 import numpy as np
 from array_api_compat import is_numpy_array
 
-from nullport._arrays import Array, namespace
+from nullport.network import Array, namespace
 from nullport_arrays.layers import _checks
 from nullport_arrays.layers._base import SILENT, Linear, Params, Watch, flat, plus, settle
 from nullport_arrays.layers._init import Init, affine, check_init

@@ -14,8 +14,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from nullport._arrays import Array, namespace
-from nullport_arrays.layers._base import SILENT, Linear, Params, Watch, flat, plus, settle
+from nullport.network import Array, LowRank, namespace
+from nullport_arrays.layers._base import SILENT, Linear, Params, Shifted, Watch, flat, plus, settle
 from nullport_arrays.layers._checks import at_least, features
 from nullport_arrays.layers._init import Init, affine, check_init
 
@@ -65,8 +65,6 @@ class Dense(Linear):
         watch(self, x)
         y = self._product(x, params["weight"])
         watch.product(self, y)
-        more = watch.added(self, self.rows(x))
-        y = y if more is None else y + namespace(y).reshape(more, y.shape)
         return plus(y, params.get("bias")), x
 
     def pullback(
@@ -75,8 +73,8 @@ class Dense(Linear):
         """Return the cotangents of the input (..., inputs), of weight and bias."""
         watch(self, dy)
         xp, rows = namespace(dy), self.cotangent_rows(dy)
-        wanted = watch.wants()
-        grads = {"weight": xp.matrix_transpose(rows) @ self.rows(cache) if wanted else None}
+        gradient = LowRank(rows, self.rows(cache))
+        grads: Params = {"weight": gradient if watch.factored else gradient.dense()}
         if self.bias:
             grads["bias"] = xp.sum(rows, axis=0)
         return xp.reshape(rows @ params["weight"], cache.shape), grads
@@ -107,8 +105,9 @@ class Dense(Linear):
         """Return the weight, which is (outputs, inputs) already."""
         return weight
 
-    def _product(self, x: Array, weight: Array) -> Array:
+    def _product(self, x: Array, weight: Array | Shifted) -> Array:
         """Return ``x weight^T`` on the last axis; one product of matrices, not one per sample."""
-        xp = namespace(x)
-        y = self.rows(x) @ xp.matrix_transpose(weight)
+        xp, rows = namespace(x), self.rows(x)
+        shifted = isinstance(weight, Shifted)
+        y = weight.product(rows) if shifted else rows @ xp.matrix_transpose(weight)
         return xp.reshape(y, (*x.shape[:-1], self.outputs))

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from array_api_compat import device
 
-from nullport._arrays import Array, namespace
+from nullport.network import Array, namespace
 
 
 class Loss(Protocol):

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from nullport._arrays import Array, namespace
+from nullport.network import Array, namespace
 from nullport_arrays.layers._base import SILENT, Layer, Params, Watch, flat, plus
 from nullport_arrays.layers._checks import at_least, features
 

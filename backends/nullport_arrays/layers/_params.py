@@ -12,7 +12,7 @@ import numpy as np
 from array_api_compat import device as device_of
 from array_api_compat import is_array_api_obj, is_cupy_array, is_torch_array, to_device
 
-from nullport._arrays import Array, namespace
+from nullport.network import Array, namespace
 from nullport_arrays.layers._base import Layer, Params
 from nullport_arrays.layers._losses import Loss
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from array_api_compat import device
 
-from nullport._arrays import Array, namespace
+from nullport.network import Array, namespace
 
 
 @dataclass(frozen=True)

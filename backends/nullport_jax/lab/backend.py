@@ -7,8 +7,7 @@ from typing import Any
 import jax
 import optax
 
-from nullport._config import TeleportConfig
-from nullport._report import LayerReport
+from nullport import LayerReport, TeleportConfig
 from nullport.lab.backends import Backend
 from nullport_jax import _api
 

@@ -12,12 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from nullport import TeleportReport
-from nullport._cost import GRADIENT
-from nullport._policy import RADIUS, Policy, Rule
+from nullport import Rule, TeleportReport, run
 from nullport.lab.compare import Settings, Task
 from nullport.lab.compare.task import Array, Batch
-from nullport_jax._api import run
+from nullport.network import GRADIENT
 from nullport_jax._graph import JaxGraph
 from nullport_jax.lab.models import build
 
@@ -73,8 +71,9 @@ class Network:
         graph = JaxGraph(
             self._loss, params, batch, guard=guard, others=others, tx=self.tx, opt_state=state
         )
-        report = run(graph, self._config, RADIUS)
-        return graph.params, graph.settled, report
+        report, found = run(graph, self._config)
+        assert found is not None  # a JaxGraph is repeatable
+        return graph.params, (found[0], graph.like_params(found[1])), report
 
 
 _NETWORKS: dict[Any, Network] = {}
@@ -108,14 +107,15 @@ class JaxTrainer:
         self._network = _network(task, settings)
         self.params = jax.device_put(build(task, settings, seed)[0], self._device)
         self._state = self._network.tx.init(self.params)
-        self._policy = Policy(Rule.parse(settings.every, settings.budget))
-        self._ready: tuple[Batch, Any, Any] | None = None
+        self._rule = Rule.parse(settings.every, settings.budget)
+        self._schedule = self._rule.start(np.float64(0.0))
+        self._ready: tuple[Batch, Any, TeleportReport] | None = None
         self.set_lr(settings.lr)  # of the type that a schedule sets: nothing compiles twice
 
     @property
     def due(self) -> bool:
         """Whether the policy would teleport before the next step."""
-        return self._policy.due
+        return bool(self._rule.due(self._schedule))
 
     def weights(self) -> list[Array]:
         """Return copies of all parameters, in the order of the pytree."""
@@ -138,22 +138,22 @@ class JaxTrainer:
     ) -> tuple[TeleportReport | None, float]:
         """Teleport if one is due; return the report, if any, and the compute used."""
         known = others is not None or not self._reads_others
-        due = self._policy.due if now is None else now
+        due = self.due if now is None else now
         report = None
         self._ready = None
         if due and known:
             report = self._teleport(batch, guard, others)
         if now is None:
-            self._policy.tick()
+            self._schedule = self._rule.tick(self._schedule)
         return report, 0.0 if report is None else float(report.cost)
 
     def _teleport(self, batch: Batch, guard: Batch | None, others: Batch | None) -> TeleportReport:
         given = [None if b is None else self._arrays(b) for b in (batch, guard, others)]
-        params, gradient, report = self._network.jump(self.params, self._state, *given)
-        self._policy.update(report)
+        self.params, found, report = self._network.jump(self.params, self._state, *given)
         report = jax.tree.map(lambda x: x.item() if isinstance(x, jax.Array) else x, report)
-        loss = report.loss_after if report.accepted else report.loss_before
-        self.params, self._ready = params, (batch, loss, gradient)
+        accepted = np.bool_(report.accepted)
+        self._schedule = self._rule.update(self._schedule, accepted, report.cost)
+        self._ready = batch, found, report
         return report  # type: ignore[no-any-return]
 
     def step(self, batch: Batch) -> tuple[float, float]:
@@ -161,8 +161,9 @@ class JaxTrainer:
         ready, self._ready = self._ready, None
         spared = ready is not None and ready[0] is batch
         if ready is not None and spared:
-            _, loss, gradient = ready
-            self._policy.refund(GRADIENT)
+            _, (loss, gradient), report = ready
+            refused = not report.accepted
+            self._schedule = self._rule.refund(self._schedule, GRADIENT, refused=refused)
         else:
             loss, gradient = self._network.gradient(self.params, *self._arrays(batch))
         self.params, self._state = self._network.advance(self.params, self._state, gradient)

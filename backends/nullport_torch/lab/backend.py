@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nullport._config import TeleportConfig
-from nullport._report import LayerReport
+from nullport import LayerReport, TeleportConfig
 from nullport.lab.backends import Backend
 from nullport_torch import _api
 from nullport_torch.lab.baselines import NAMES

@@ -12,11 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
 
-from nullport import TeleportReport
-from nullport._cost import GRADIENT
-from nullport._policy import Policy, Rule
+from nullport import Rule, TeleportReport
 from nullport.lab.compare import Settings, Task
 from nullport.lab.compare.task import Array, Batch
+from nullport.network import GRADIENT
 from nullport_torch._teleporter import Teleporter
 from nullport_torch.lab.baselines.turns import Turns
 from nullport_torch.lab.models import build
@@ -75,13 +74,13 @@ class TorchTrainer:
         )
         self._turns: Turns | None = None
         if settings.method != "nullport":
-            policy = Policy(Rule.parse(settings.every, settings.budget))
-            self._turns = Turns(settings.method, dict(settings.options), policy, seed)
+            rule = Rule.parse(settings.every, settings.budget)
+            self._turns = Turns(settings.method, dict(settings.options), rule, seed)
 
     @property
     def due(self) -> bool:
         """Whether the policy would teleport before the next step."""
-        return self._teleporter.due if self._turns is None else self._turns.policy.due
+        return self._teleporter.due if self._turns is None else self._turns.due
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate."""

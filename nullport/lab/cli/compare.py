@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from nullport._config import TeleportConfig
+from nullport import TeleportConfig
 from nullport.lab.backends import Backend
 from nullport.lab.cli.errors import UsageError, backend_or_error
 from nullport.lab.cli.options import add_options, given

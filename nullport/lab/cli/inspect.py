@@ -8,8 +8,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from nullport._config import TeleportConfig
-from nullport._report import LayerReport
+from nullport import LayerReport, TeleportConfig
 from nullport.lab.cli.errors import UsageError, backend_or_error
 from nullport.lab.cli.options import add_options, given
 from nullport.lab.compare.extras import require

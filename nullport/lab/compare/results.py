@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
-from nullport._config import TeleportConfig
+from nullport import TeleportConfig
 from nullport.lab.compare.records import Point, Run, Teleport
 from nullport.lab.compare.settings import Settings
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from nullport._config import TeleportConfig
+from nullport import TeleportConfig
 
 ModelName = Literal["mlp", "cnn", "transformer"]
 OptimizerName = Literal["sgd", "momentum", "adagrad", "adam", "adamw"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from nullport._report import TeleportReport
+from nullport import TeleportReport
 from nullport.lab.compare.task import Array, Batch
 
 

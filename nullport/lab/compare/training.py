@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from nullport._cost import FORWARD, GRADIENT
-from nullport._report import TeleportReport
+from nullport import TeleportReport
 from nullport.lab.compare.records import Point, Run, Teleport
 from nullport.lab.compare.results import plain
 from nullport.lab.compare.settings import NULLPORT, Settings
 from nullport.lab.compare.task import Array, Batch, Task
 from nullport.lab.compare.trainer import Trainer
+from nullport.network import FORWARD, GRADIENT
 
 POINTS = 30
 """Evaluations of the training loss during a run."""

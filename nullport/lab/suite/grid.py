@@ -43,7 +43,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from nullport._config import TeleportConfig
+from nullport import TeleportConfig
 from nullport.lab.compare import Settings
 from nullport.lab.compare.extras import require
 from nullport.lab.compare.settings import NULLPORT

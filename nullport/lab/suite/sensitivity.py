@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from nullport._config import OBJECTIVES, PROJECTIONS, TANGENTS, TeleportConfig
-from nullport._policy import RADIUS
+from nullport._step import RADIUS
 from nullport.lab.suite.grid import Entry, Job, applies
 from nullport.lab.suite.tuning import Choice
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from nullport._cost import BACKWARD, FORWARD
+from nullport.network import BACKWARD, FORWARD
 
 PRODUCT = 2.0
 """A Hessian-vector product on the graph of a gradient that was kept, in gradients."""

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nullport._cost import BACKWARD
+from nullport.network import BACKWARD
 from nullport_torch.lab.baselines.chains import chain
 from nullport_torch.lab.baselines.problem import PRODUCT, Problem
 

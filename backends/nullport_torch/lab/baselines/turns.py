@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from nullport import TeleportReport
-from nullport._policy import Policy
+from nullport import Rule, TeleportReport
 from nullport_torch.lab.baselines.methods import Criterion, apply, check
 
 
@@ -18,19 +18,16 @@ class Turns:
     """A method at work in a training loop.
 
     Attributes:
-        policy: Says when a teleport is due.
         factor: What the learning rate of the next training step is multiplied by.
     """
 
-    def __init__(
-        self, method: str, options: Mapping[str, Any], policy: Policy, seed: int = 0
-    ) -> None:
+    def __init__(self, method: str, options: Mapping[str, Any], rule: Rule, seed: int = 0) -> None:
         """Choose the method.
 
         Args:
             method: Its name.
             options: Its options.
-            policy: Says when a teleport is due.
+            rule: Says when a teleport is due.
             seed: Of what it draws; each teleport draws anew.
 
         Raises:
@@ -38,24 +35,30 @@ class Turns:
         """
         check(method, options)
         self._method, self._options, self._seed = method, options, seed
-        self.policy, self.factor = policy, 1.0
+        self._rule, self._state = rule, rule.start(np.float64(0.0))
+        self.factor = 1.0
         self._made = 0
+
+    @property
+    def due(self) -> bool:
+        """Whether a teleport is due before the next step."""
+        return bool(self._rule.due(self._state))
 
     def teleport(
         self, model: nn.Module, criterion: Criterion, x: Tensor, y: Tensor, *, now: bool | None
     ) -> TeleportReport | None:
         """Teleport if one is due, counting a training step, or now."""
-        due = self.policy.due if now is None else now
+        due = self.due if now is None else now
         report = self._now(model, criterion, x, y) if due else None
         if now is None:
-            self.policy.tick()
+            self._state = self._rule.tick(self._state)
         return report
 
     def _now(self, model: nn.Module, criterion: Criterion, x: Tensor, y: Tensor) -> TeleportReport:
         seed = 1000 * self._seed + self._made
         self._made += 1
         report, self.factor = apply(self._method, model, criterion, x, y, self._options, seed)
-        self.policy.update(report)
+        self._state = self._rule.update(self._state, np.bool_(report.accepted), report.cost)
         return report
 
     @contextmanager

@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from nullport._freeze import freeze
+from nullport_torch._freeze import freeze
 
 
 def test_a_closure_over_loop_variables() -> None:

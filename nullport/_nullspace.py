@@ -1,0 +1,466 @@
+"""The null space of a layer's inputs: row space, spectrum, gains and what they let through.
+
+A direction ``D`` (..., out, d) is written in orthonormal coordinates of the inputs ``X``
+(..., n, d), a bias being the weight of a constant input, and every coordinate is multiplied by a
+gain in [0, 1]:
+
+    X^T X = U diag(energies) U^T,    N = D (g0 I - U diag(g0 - gain) U^T),    U (..., d, k),
+
+with ``g0`` the gain of energy 0, outside the row space. A projection is its gain function:
+
+- exact: 0 where the energy is not rounding, else 1;
+- ``threshold`` (Wu et al., 2025): 1 on the trailing directions that hold at most a share of it;
+- ``budget``: ``1 / (1 + s energy)``, which gains most for a given output change ``||N X^T|| <= e``
+  and length ``||N|| <= r``; ``s`` is the root of a secular equation (:func:`budget_gain`);
+- a function of the relative energies that the user supplies.
+
+No more rows than inputs: QR of ``X^T``, then the singular values of the small factor decide the
+rank, so that rows that repeat or depend on each other cost no freedom. More rows: the streamed Gram
+matrix in float64; where the data itself has that precision, streamed QR, for squaring would halve
+the digits. The d x d projector is never formed; gains are masks, so all of this runs under jit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import chain
+from math import prod
+
+from nullport._arrays import (
+    Array,
+    Collective,
+    double,
+    eps,
+    known,
+    largest,
+    namespace,
+    norm,
+    place,
+    positive,
+    scaled,
+    traced,
+    widen,
+    with_column,
+)
+from nullport._config import TeleportConfig
+from nullport._sites import Site
+
+SLACK = 1 / 8
+"""Share of the inputs that must be left free for the exact null space to be used."""
+
+ROWS_PER_FEATURE, WIDE, ROWS_PER_WIDE_FEATURE = 4, 1024, 0.5
+"""Rows per input that the space of a budget is made from, and the same from ``WIDE`` inputs on.
+
+Half as many rows as inputs need a QR instead of an eigendecomposition in float64: a tenth of the
+time for 99 % of the gain at a budget of 0.2, two thirds at 0.02 (``asv_bench/routes.py``).
+"""
+
+ENOUGH = 0.25
+"""Share of a direction that one pass of projection must leave for a second to be skipped."""
+
+CHUNK = 1024
+"""Rows that are converted to float64 at a time."""
+
+GRID, ROUNDS = 33, 6
+"""Each round narrows the bracket of log s by ``GRID - 1``: 32^6 = 1e9 in all."""
+
+
+def enough_rows(features: int) -> int:
+    """Return how many rows the space of a budget is made from."""
+    return int((ROWS_PER_WIDE_FEATURE if features >= WIDE else ROWS_PER_FEATURE) * features)
+
+
+def is_tight(features: int, samples: int, config: TeleportConfig) -> bool:
+    """Tell whether so few inputs are left free that the layer has to keep to a budget."""
+    return config.projection == "budget" and samples > (1 - SLACK) * features
+
+
+@dataclass(frozen=True)
+class NullSpace:
+    """Orthonormal coordinates of a layer's inputs, and the gain along each.
+
+    Attributes:
+        basis: ``U``, shape (..., d, k); square, or else spanning the rows.
+        energies: Those of ``X / scale`` along the columns, ascending, (..., k); None where all
+            columns are constrained and no more is known.
+        size: ``||X||``, the constant input of a bias included, 0-d.
+        resolved: Whether this is the exact null space, with energies that are known to the
+            rounding of ``X`` itself, without squaring; gains are then 0 and 1.
+        samples: Number of rows of ``X``.
+        rows: Number of rows that the coordinates were made from.
+        scale: 0-d.
+        gains: Fixed gains, (..., k); None for 0 everywhere, or with a budget.
+        outside: Gain outside the span of ``U``.
+        ratio: Of a budget, the output change of ``X / scale`` allowed per unit of length, 0-d.
+    """
+
+    basis: Array
+    energies: Array | None
+    size: Array
+    resolved: bool
+    samples: int
+    rows: int
+    scale: Array | float = 1.0
+    gains: Array | None = None
+    outside: Array | float = 1.0
+    ratio: Array | None = None
+
+    @property
+    def features(self) -> int:
+        """Number of inputs ``d``, the constant input of a bias included."""
+        return int(self.basis.shape[-2])
+
+    @property
+    def beyond(self) -> int:
+        """Number of directions outside the span of ``U``, over the whole stack."""
+        *stack, d, k = self.basis.shape
+        return prod(map(int, stack)) * int(d - k)
+
+    def project(self, d: Array) -> tuple[Array, Array, Array]:
+        """Return ``N`` for ``d`` (..., m, features), ``||N||`` and ``||d||``, the norms 0-d."""
+        xp, total = namespace(d), norm(d)
+        basis = xp.astype(self.basis, d.dtype, copy=False)
+        if self.ratio is None and self.gains is None and not self.beyond:
+            return xp.zeros_like(d), xp.zeros_like(total), total
+        if self.ratio is None and self.beyond and (self.gains is None or self.resolved):
+            if self.gains is not None:
+                basis = basis * xp.astype(1 - self.gains, d.dtype, copy=False)[..., None, :]
+            return (*_removed(d, basis, total), total)
+        coordinates = d @ basis
+        gains = self.gains if self.ratio is None else self._budget(coordinates, total)
+        gains = xp.astype(gains, d.dtype, copy=False)[..., None, :]
+        outside = scaled(self.outside, xp.ones_like(d[..., :1, :1]))
+        part = coordinates * (gains if not self.beyond else gains - outside)
+        found = part @ xp.matrix_transpose(basis)
+        found = found if not self.beyond else found + d * outside
+        return found, norm(found), total
+
+    def _budget(self, coordinates: Array, total: Array) -> Array:
+        """Return the gains of a budget for a direction with these coordinates, of this norm."""
+        xp, shape = namespace(coordinates), self.basis.shape
+        squares = xp.sum(double(coordinates / positive(total)) ** 2, axis=-2)
+        outside = xp.clip(1 - xp.sum(squares), 0.0) * (1.0 if self.beyond else 0.0)
+        energies = double(xp.reshape(self.energies, (-1,)))
+        flat = budget_gain(energies, xp.reshape(squares, (-1,)), outside, self.ratio)
+        return xp.reshape(flat, (*shape[:-2], shape[-1]))
+
+    @cached_property
+    def free(self) -> Array:
+        """Number of free directions over the whole stack, 0-d.
+
+        With a budget, those along which a whole step stays within it.
+        """
+        xp, outside = namespace(self.basis), self.outside + 0 * self.size
+        if self.ratio is not None:
+            columns = double(self.energies) <= self.ratio**2
+        else:
+            none = xp.zeros((0,), dtype=self.basis.dtype, device=place(self.basis))
+            columns = (none if self.gains is None else self.gains) >= 0.5
+        beyond = self.beyond * xp.astype(outside >= 0.5, xp.int32)
+        return xp.sum(xp.astype(columns, xp.int32)) + beyond
+
+    @property
+    def empty(self) -> Array:
+        """Whether nothing can move, 0-d bool; never with a budget, which frees all a little."""
+        xp, outside = namespace(self.basis), self.outside + 0 * self.size
+        shut = (outside <= 0) if self.beyond else (self.size >= 0)
+        if self.ratio is not None:
+            return self.size < 0
+        return shut if self.gains is None else shut & ~xp.any(self.gains > 0)
+
+    @property
+    def leak(self) -> Array:
+        """Largest ``||X u||`` over free unit vectors ``u`` of the exact null space, 0-d."""
+        xp = namespace(self.size)
+        if self.energies is None or self.gains is None:
+            return xp.zeros_like(self.size)
+        let = xp.where(self.gains > 0, self.energies, xp.zeros_like(self.energies))
+        return xp.astype(xp.sqrt(xp.max(let)), self.size.dtype) * self.scale
+
+    @property
+    def rounding(self) -> Array:
+        """What rounding may add to ``||N X^T||`` per unit of ``||N||``, 0-d."""
+        return 4 * eps(self.size) * max(self.features, 1) ** 0.5 * self.size
+
+    def work(self, elements: int, samples: int) -> float:
+        """Return the floating-point operations of the space, and of one projection.
+
+        QR with an explicit basis: ``4 n^2 d``. Gram matrix and eigendecomposition in float64,
+        which counts twice: ``4 n d^2 + 18 d^3``. Projection: ``4 n^2 d`` (rows) or ``4 out d^2``,
+        for a weight of so many ``elements``. A budget measures the output change on all samples.
+        """
+        stack, d = prod(map(int, self.basis.shape[:-2])), self.features
+        measured = 2.0 * samples * elements if self.ratio is not None else 0.0
+        if self.rows <= d:
+            return 8.0 * stack * self.rows**2 * d + measured
+        return stack * (4.0 * self.rows * d**2 + 18.0 * d**3) + 4.0 * elements * d + measured
+
+
+def _removed(d: Array, basis: Array, total: Array) -> tuple[Array, Array]:
+    """Remove the span of ``basis`` from ``d`` of norm ``total``; return what is left, and its norm.
+
+    A direction is scaled up to its radius, and with it what rounding left of it in the row space:
+    once is enough only where much was left. Under jit nothing can be asked, so twice.
+    """
+    back = namespace(d).matrix_transpose(basis)
+    once = d - (d @ basis) @ back
+    if not traced(d) and float(kept := norm(once)) > ENOUGH * float(total):
+        return once, kept
+    free = once - (once @ basis) @ back
+    return free, norm(free)
+
+
+def null_space(
+    sites: Sequence[Site],
+    features: int,
+    config: TeleportConfig,
+    *,
+    bias: bool,
+    samples: int,
+    output_norm: Array,
+    length: Array,
+    together: Collective,
+) -> NullSpace:
+    """Return the null space of a weight from the inputs of all its sites.
+
+    Args:
+        sites: Its sites.
+        features: Number of inputs, the constant input of a bias included.
+        config: Settings.
+        bias: Whether there is a constant input.
+        samples: Rows of inputs, over all replicas.
+        output_norm: ``||X W^T||``, of which a budget is a share, 0-d.
+        length: Length ``||N||`` of all steps, 0-d.
+        together: Adds over replicas.
+
+    Raises:
+        ValueError: If there are no rows, or the user's gain is not what is allowed.
+    """
+    if samples < 1:
+        msg = f"the null space needs at least 1 sample, got {samples}"
+        raise ValueError(msg)
+    tight = is_tight(features, samples, config)
+    exact = not (tight or config.threshold > 0 or callable(config.projection))
+    every = max(1, samples // enough_rows(features)) if tight else 1
+    chunks = map(widen, chain.from_iterable(site.rows(every) for site in sites))
+    first = next(chunks)
+    xp = namespace(first)
+    if config.projection == "none":
+        basis = xp.zeros((features, 0), dtype=first.dtype, device=place(first))
+        size = sum(map(norm, chunks), start=norm(first)) + samples**0.5
+        return NullSpace(basis, None, size, True, samples, samples)
+    # Squares of scaled rows do not over- or underflow.
+    scale = together.sum(largest(first))
+    scale = xp.maximum(scale, xp.ones_like(scale)) if bias else scale
+    rows = (
+        with_column(x / scale, 1 / scale) if bias else x / scale for x in chain([first], chunks)
+    )
+    space = _coordinates(rows, samples, every, exact, together)
+    space = replace(
+        space,
+        basis=xp.astype(space.basis, first.dtype, copy=False),
+        size=xp.astype(space.size, first.dtype, copy=False) * scale,
+        scale=scale,
+    )
+    if tight:
+        change = config.budget * output_norm
+        return replace(space, ratio=double(change / positive(length) / scale))
+    if callable(config.projection):
+        return _chosen(space, config.projection)
+    return space if space.energies is None else replace(space, gains=_step(space, config.threshold))
+
+
+def _step(space: NullSpace, tau: float) -> Array:
+    """Return gains of 1 on trailing directions with at most a share ``tau`` of the energy.
+
+    ``tau = 0`` is the exact null space: directions whose energy is rounding count as null.
+    """
+    xp, energies = namespace(space.basis), space.energies
+    assert energies is not None
+    if tau > 0:
+        held = xp.cumulative_sum(energies, axis=-1)
+        free = held <= tau * held[..., -1:]
+    else:
+        rounding = _tolerance(space.basis, space.rows) ** 2
+        rounding = rounding if space.resolved else max(rounding, space.features * eps(energies))
+        free = energies <= rounding * energies[..., -1:]
+    return xp.astype(free, space.basis.dtype)
+
+
+def _tolerance(like: Array, rows: int) -> float:
+    """Return the singular value, relative to the largest, below which a direction is rounding."""
+    longest = float(max(rows, like.shape[-2]))
+    return 2 * math.sqrt(longest) * eps(like)
+
+
+def _chosen(space: NullSpace, function: Callable[[Array], Array]) -> NullSpace:
+    """Return the space with the gains of a user's function."""
+    xp, energies = namespace(space.basis), space.energies
+    shares = energies / positive(xp.sum(energies, axis=-1, keepdims=True))
+    with_zero = xp.concat([xp.zeros_like(shares[..., :1]), shares], axis=-1)
+    found = function(with_zero)
+    shape, allowed = getattr(found, "shape", None), tuple(with_zero.shape)
+    if shape is None or tuple(shape) != allowed:
+        what = type(found).__name__ if shape is None else f"shape {tuple(shape)}"
+        msg = f"the projection returned {what}; allowed: gains of shape {allowed}"
+        raise ValueError(msg)
+    if known(~xp.all((found >= 0) & (found <= 1))):
+        low, high = float(xp.min(found)), float(xp.max(found))
+        msg = f"the projection returned gains from {low:g} to {high:g}; allowed: numbers in [0, 1]"
+        raise ValueError(msg)
+    gains = xp.astype(found, space.basis.dtype, copy=False)
+    return replace(space, gains=gains[..., 1:], outside=xp.max(gains[..., 0]))
+
+
+def _coordinates(
+    rows: Iterator[Array], samples: int, every: int, exact: bool, together: Collective
+) -> NullSpace:
+    """Return coordinates of ``X``, given in chunks of about one row in ``every``.
+
+    ``exact``: only what is null matters, and that to the rounding of ``X``.
+    """
+    first = next(rows)
+    xp, features = namespace(first), first.shape[-1]
+    if samples // every <= features:
+        x = together.rows(xp.concat([first, *rows], axis=-2))
+        if x.shape[-2] <= features:
+            return _by_qr(x, samples, exact)
+        first, rows, together = x, iter(()), Collective()
+    wider = double(first[..., :0, :]).dtype != first.dtype
+    made = _by_gram if wider or not exact else _by_stream
+    return made(chain([first], rows), samples, together)
+
+
+def _by_qr(x: Array, samples: int, exact: bool) -> NullSpace:
+    """Return the coordinates of ``x`` (..., n, d), ``n <= d``, which stands for all samples."""
+    xp, rows = namespace(x), x.shape[-2]
+    share = (samples / rows) ** 0.5
+    basis, r = xp.linalg.qr(xp.matrix_transpose(x), mode="reduced")
+    made = NullSpace(basis, None, norm(r) * share, exact, samples, rows)
+    if exact and _independent(r, _tolerance(basis, rows)):
+        return made
+    if exact:
+        turn, values, _ = xp.linalg.svd(r, full_matrices=False)
+        turn, energies = xp.flip(turn, axis=-1), xp.flip(values, axis=-1) ** 2
+    else:  # X^T X = Q (R R^T) Q^T: the small matrix carries the whole spectrum
+        energies, turn = _eigh(r @ xp.matrix_transpose(r))
+    return replace(made, basis=basis @ turn, energies=xp.clip(energies, 0.0) * share**2)
+
+
+def _by_gram(chunks: Iterator[Array], samples: int, together: Collective) -> NullSpace:
+    """Return the coordinates from the streamed Gram matrix."""
+    gram, rows = 0.0, 0
+    for chunk in chunks:
+        gram, rows = gram + gram_matrix(chunk), rows + chunk.shape[-2]
+    gram, rows = together.sum(gram), int(together.sum(rows))
+    xp = namespace(gram)
+    energies, basis = _eigh(gram)
+    energies = xp.clip(energies, 0.0) * (samples / rows)
+    return NullSpace(basis, energies, xp.sqrt(xp.sum(energies)), False, samples, rows)
+
+
+def _by_stream(chunks: Iterator[Array], samples: int, together: Collective) -> NullSpace:
+    """Return the coordinates from the triangular factor of all rows, a chunk at a time."""
+    r = None
+    for chunk in chunks:
+        xp = namespace(chunk)
+        r = xp.linalg.qr(chunk if r is None else xp.concat([r, chunk], axis=-2), mode="reduced")[1]
+    r = together.rows(r)
+    xp = namespace(r)
+    _, values, vt = xp.linalg.svd(r, full_matrices=False)
+    basis, energies = xp.flip(xp.matrix_transpose(vt), axis=-1), xp.flip(values, axis=-1) ** 2
+    return NullSpace(basis, energies, norm(r), True, samples, samples)
+
+
+def _independent(r: Array, tolerance: float) -> bool:
+    """Tell whether a triangular factor (..., n, n) is known to have full rank.
+
+    ``1 / ||R^-1||_F`` is at most the smallest singular value.
+    """
+    if traced(r):
+        return False
+    xp, size = namespace(r), float(norm(r))
+    if not float(xp.min(xp.abs(xp.linalg.diagonal(r)))) > tolerance * size:
+        return False
+    return float(norm(xp.linalg.inv(r))) * tolerance * size < 1
+
+
+def _eigh(gram: Array) -> tuple[Array, Array]:
+    """Return eigenvalues and eigenvectors; subnormal entries would keep LAPACK from converging."""
+    xp, info = namespace(gram), namespace(gram).finfo(gram.dtype)
+    tiny = float(info.smallest_normal) / float(info.eps)
+    energies, basis = xp.linalg.eigh(xp.where(xp.abs(gram) < tiny, xp.zeros_like(gram), gram))
+    return energies, basis
+
+
+def gram_matrix(x: Array) -> Array:
+    """Return ``x^T x`` in float64 where there is one, shape (..., d, d), for ``x`` (..., n, d).
+
+    Rows are converted ``CHUNK`` at a time: a float64 copy of all inputs would be the largest thing
+    a teleport holds.
+    """
+    xp, rows = namespace(x), x.shape[-2]
+    gram: Array = 0.0
+    for start in range(0, rows, CHUNK):
+        part = double(x[..., start : min(start + CHUNK, rows), :])
+        gram = gram + xp.matrix_transpose(part) @ part
+    return gram
+
+
+def budget_gain(energies: Array, coefficients: Array, outside: Array, ratio: Array) -> Array:
+    """Return the gains that meet an output change of ``ratio`` per unit of length.
+
+        max <D, N>   subject to   ||N X^T|| <= e,   ||N|| <= r
+
+    has the solution ``N = D (I + s X^T X)^-1`` up to a factor. With ``c_k = ||D u_k||^2``, the
+    output change per unit of length,
+
+        q(s)^2 = sum_k energies_k c_k / (1 + s energies_k)^2 / sum_k c_k / (1 + s energies_k)^2,
+
+    falls monotonically in ``s``; the budget is met where ``q(s) = ratio = e / r``.
+
+    Args:
+        energies: Eigenvalues of ``X^T X``, shape (..., k).
+        coefficients: ``||D u_k||^2`` along each eigenvector, shape (..., k).
+        outside: Squared length of ``D`` outside the span of the eigenvectors, shape (...).
+        ratio: Allowed ``||N X^T|| / ||N||``, 0-d or of shape (...).
+
+    Returns:
+        Gains in (0, 1], shape (..., k): 1 where the budget does not bind; where even the smallest
+        energy exceeds it, those of the limit ``s -> infinity``, up to a factor.
+    """
+    xp = namespace(energies)
+    ratio = xp.astype(ratio, energies.dtype, copy=False)
+    top = xp.max(energies, axis=-1)
+    tiny = float(xp.finfo(energies.dtype).smallest_normal) * 1e8
+    top = xp.where(top > tiny, top, xp.full_like(top, tiny))
+    low, high = xp.full_like(top, -12.0), xp.full_like(top, 30.0)
+    steps = xp.arange(GRID, dtype=energies.dtype, device=place(energies)) / (GRID - 1)
+    relative = energies / top[..., None]
+    limit = (ratio * ratio / top)[..., None]
+    for _ in range(ROUNDS):
+        width = high - low
+        grid = low[..., None] + steps * width[..., None]
+        above = _quotient(relative, coefficients, outside, xp.exp(grid)) > limit
+        # q falls with s: the number of grid points above the limit brackets the root.
+        index = xp.sum(xp.astype(above, grid.dtype), axis=-1)
+        last = float(GRID - 1)
+        low = low + width * xp.clip(index - 1, 0.0, last) / last
+        high = xp.minimum(low + width / last, high)
+    s = xp.exp(high)
+    free = _quotient(relative, coefficients, outside, xp.zeros_like(s)[..., None])[..., 0]
+    s = xp.where(free <= limit[..., 0], xp.zeros_like(s), s)
+    return 1 / (1 + s[..., None] * relative)
+
+
+def _quotient(energies: Array, coefficients: Array, outside: Array, s: Array) -> Array:
+    """Return ``q(s)^2`` on a grid ``s`` (..., g) of energies (..., k) scaled to at most 1."""
+    xp = namespace(energies)
+    gain = 1 / (1 + s[..., :, None] * energies[..., None, :])
+    weight = gain**2 * coefficients[..., None, :]
+    length = xp.sum(weight, axis=-1) + outside[..., None]
+    change = xp.sum(weight * energies[..., None, :], axis=-1)
+    return change / xp.where(length > 0, length, xp.ones_like(length))

@@ -1,0 +1,324 @@
+"""When to teleport, and the object in the training loop that all frameworks share.
+
+- *When*: early, from ``FIRST`` training steps on, then at intervals that grow after an accepted
+  teleport and grow faster after a refused one.
+- *How much*: teleports may use at most ``SHARE`` of the compute, refused ones at most
+  ``SHARE_REFUSED``, both counted against at least ``horizon`` steps, the expected length of the
+  run, so that early teleports are possible at all. One that would exceed its share is not made.
+
+A :class:`Rule` maps states to states, on 0-d arrays of any namespace, so that it can be traced.
+:class:`Teleporter` is a rule with its present state, recent batches and reports, for a loop in
+Python. An adapter says how a batch becomes a graph, and how a batch is kept.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nullport._arrays import Array, Dense, namespace
+from nullport._config import TeleportConfig
+from nullport._report import TeleportReport
+from nullport._tangent import Engine
+from nullport._teleport import run
+from nullport.network import GRADIENT, LayerGraph
+
+FIRST = 2
+GROW_ACCEPTED, GROW_REFUSED = 1.5, 2.0
+SHARE, SHARE_REFUSED, HORIZON = 0.03, 0.005, 1000
+KEPT = 2
+"""Recent batches kept: the older is the guard, the newer is looked ahead with."""
+
+
+class State(NamedTuple):
+    """What a schedule remembers: 0-d arrays of one floating dtype.
+
+    Attributes:
+        step: Training steps so far.
+        due: Step before which the next teleport is due.
+        interval: Steps between teleports now.
+        spent: Compute used by teleports, in gradients.
+        wasted: Part of it used by refused ones.
+        last: Compute used by the last teleport.
+    """
+
+    step: Array
+    due: Array
+    interval: Array
+    spent: Array
+    wasted: Array
+    last: Array
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Transition of the state of a schedule.
+
+    Attributes:
+        every: Fixed number of steps between teleports (then no share is kept to), or None.
+        horizon: Training steps the run is expected to take.
+    """
+
+    every: int | None = None
+    horizon: int = HORIZON
+
+    @staticmethod
+    def parse(every: int | str, horizon: int = HORIZON) -> Rule:
+        """Make a rule from the arguments of an adapter.
+
+        Raises:
+            ValueError: If ``every`` is neither ``"auto"`` nor a positive integer, or ``horizon``
+                is no positive integer.
+
+        >>> Rule.parse(50)
+        Rule(every=50, horizon=1000)
+        """
+        if not isinstance(horizon, int) or isinstance(horizon, bool) or horizon < 1:
+            msg = f"invalid horizon: {horizon!r}; allowed: an integer of at least 1"
+            raise ValueError(msg)
+        if every == "auto":
+            return Rule(horizon=horizon)
+        if not isinstance(every, int) or isinstance(every, bool) or every < 1:
+            msg = f"invalid every: {every!r}; allowed: 'auto' or an integer of at least 1"
+            raise ValueError(msg)
+        return Rule(every, horizon)
+
+    def start(self, zero: Array) -> State:
+        """Return the state before the first step, in the namespace and dtype of a 0-d ``zero``."""
+        first = zero + (FIRST if self.every is None else self.every)
+        return State(zero, first, first, zero, zero, zero)
+
+    def due(self, state: State) -> Array:
+        """Whether a teleport is due before the present step, 0-d bool."""
+        due = state.step >= state.due
+        if self.every is not None:
+            return due
+        xp = namespace(state.step)
+        length = xp.maximum(state.step, xp.full_like(state.step, float(self.horizon)))
+        within = state.spent + state.last <= SHARE * length
+        hopeful = (state.wasted == 0) | (state.wasted + state.last <= SHARE_REFUSED * length)
+        return due & within & hopeful
+
+    def near(self, state: State, steps: int) -> Array:
+        """Whether a teleport is due within so many steps, 0-d bool: batches are worth keeping."""
+        return state.step + steps >= state.due
+
+    def tick(self, state: State) -> State:
+        """Count a training step."""
+        return state._replace(step=state.step + 1)
+
+    def refund(self, state: State, cost: float, *, refused: bool) -> State:
+        """Take back compute that the last teleport was charged for and the training step used."""
+        wasted = state.wasted - (cost if refused else 0.0)
+        return state._replace(spent=state.spent - cost, wasted=wasted, last=state.last - cost)
+
+    def update(self, state: State, accepted: Array, cost: float | Array) -> State:
+        """Learn from a teleport before the present step.
+
+        Args:
+            state: The state before.
+            accepted: Whether the teleport was accepted, 0-d bool.
+            cost: Compute it used, in gradients.
+        """
+        xp = namespace(state.step)
+        if not isinstance(cost, int | float):
+            cost = xp.astype(cost, state.step.dtype, copy=False)
+
+        def either(yes: float | Array, no: float | Array) -> Array:
+            return xp.where(accepted, yes + 0 * state.step, no + 0 * state.step)
+
+        interval = state.interval
+        if self.every is None:
+            interval = interval * either(GROW_ACCEPTED, GROW_REFUSED)
+        return state._replace(
+            due=state.step + xp.floor(interval),
+            interval=interval,
+            spent=state.spent + cost,
+            wasted=state.wasted + either(0.0, cost),
+            last=either(cost, cost),
+        )
+
+
+class Teleporter(ABC):
+    """Teleports a network every so often during training.
+
+    Call :meth:`maybe_step` before every training step, on that step's batch. Where the optimizer
+    is known, the two batches before it serve as other samples: one to look ahead with, one to have
+    the last word.
+
+    Attributes:
+        history: Reports of all teleports so far, oldest first.
+    """
+
+    def __init__(
+        self,
+        *,
+        every: int | str = "auto",
+        horizon: int = HORIZON,
+        config: TeleportConfig | None = None,
+        judged: bool = True,
+    ) -> None:
+        """Start a schedule.
+
+        Args:
+            every: Training steps between teleports, or ``"auto"``: early ones, fewer when they are
+                refused, and none that, at the cost of the last one, would take teleports beyond
+                3 % of the compute of ``horizon`` steps or more.
+            horizon: Training steps the run is expected to take.
+            config: Settings of each teleport; the defaults if None.
+            judged: Whether other samples can judge a move, so that recent batches are kept.
+
+        Raises:
+            TypeError: If ``config`` is no ``TeleportConfig``.
+            ValueError: If ``every`` is neither ``"auto"`` nor a positive integer, or ``horizon``
+                is no positive integer.
+        """
+        self._rule, self._config = Rule.parse(every, horizon), TeleportConfig.checked(config)
+        self._state = self._rule.start(np.float64(0.0))
+        self._engine, self._judged = Engine(self._config.tangent), judged
+        self._recent: list[Any] = []
+        self._resumed: list[Any] = []
+        self._handed: tuple[Array, Dense] | None = None
+        self.history: list[TeleportReport] = []
+
+    @abstractmethod
+    def _graph(self, batch: Any, guard: Any, others: Any) -> LayerGraph:
+        """Return the network on a batch, with other samples or None."""
+
+    def _keep(self, batch: Any, *, judges: bool) -> Any:  # noqa: ARG002 - an adapter may warn
+        """Return what to keep of a batch; ``judges`` if moves of later steps are judged by it."""
+        return batch
+
+    def _save(self, kept: Any) -> Any:
+        """Return the data of a kept batch for ``state_dict``, or None if it has none."""
+        return kept
+
+    def _load(self, data: Any, batch: Any) -> Any:  # noqa: ARG002 - an adapter may need it
+        """Return a kept batch from saved data, in a run that is at ``batch`` now."""
+        return data
+
+    @property
+    def last(self) -> TeleportReport | None:
+        """Report of the last teleport, or None."""
+        return self.history[-1] if self.history else None
+
+    @property
+    def due(self) -> bool:
+        """Whether the schedule would teleport before the next step."""
+        return bool(self._rule.due(self._state))
+
+    def maybe_step(
+        self, batch: Any, guard: Any = None, others: Any = None
+    ) -> TeleportReport | None:
+        """Count a training step, and teleport if one is due.
+
+        Args:
+            batch: The batch of this step.
+            guard: Other samples, which have the last word. By default, where recent batches are
+                kept and ``others`` is left open too, one of them.
+            others: Yet other samples, for the objective ``"look_ahead"``; by default another.
+
+        Returns:
+            The report, or None if no teleport was due.
+        """
+        self._handed = None
+        loaded = [self._load(data, batch) for data in self._resumed]
+        self._recent += [kept for kept in loaded if kept is not None]
+        self._resumed = []
+        ready = not self._judged or guard is not None or len(self._recent) == KEPT
+        report = self.step(batch, guard, others) if ready and self.due else None
+        if self._judged and bool(self._rule.near(self._state, KEPT)):
+            kept = self._keep(batch, judges=guard is None)
+            self._recent = [*self._recent, kept][-KEPT:]
+        self._state = self._rule.tick(self._state)
+        return report
+
+    def step(self, batch: Any, guard: Any = None, others: Any = None) -> TeleportReport:
+        """Teleport now; arguments as for :meth:`maybe_step`."""
+        if others is None and len(self._recent) == KEPT:
+            guard, others = self._recent[0] if guard is None else guard, self._recent[1]
+        graph = self._graph(batch, guard, others)
+        report, self._handed = run(graph, self._config, engine=self._engine)
+        accepted = np.bool_(report.accepted)
+        self._state = self._rule.update(self._state, accepted, float(report.cost))
+        self.history.append(report)
+        return report
+
+    @property
+    def gradient_ready(self) -> bool:
+        """Whether a teleport has just computed the gradient of the training step."""
+        return self._handed is not None
+
+    def hand_over(self) -> tuple[Array, Dense] | None:
+        """Return loss and gradient at the weights that a teleport has just settled on, once.
+
+        They are those of the training step on the same batch, so that it need not compute them;
+        the teleport is then charged so much less. None if there are none, or the step would
+        compute others, because its forward pass draws random numbers or updates buffers.
+        """
+        handed, self._handed = self._handed, None
+        if handed is not None:
+            refused = not self.history[-1].accepted
+            self._state = self._rule.refund(self._state, GRADIENT, refused=refused)
+        return handed
+
+    def summary(self) -> str:
+        """Return one line per teleport."""
+        accepted = sum(bool(report.accepted) for report in self.history)
+        lines = [f"{len(self.history)} teleports, {accepted} accepted"]
+        for report in self.history:
+            verdict = "accepted" if report.accepted else f"refused: {report.reason}"
+            lines.append(
+                f"  loss {report.loss_before:.4g} -> {report.loss_after:.4g}, gradient norm "
+                f"{report.grad_norm_before:.3g} -> {report.grad_norm_after:.3g}: {verdict}"
+            )
+        return "\n".join(lines)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything needed to resume: plain numbers, and recent batches where kept.
+
+        Save it between training steps. A run that is resumed from it, with the network, the
+        optimizer and the data where they were, goes on bit for bit.
+        """
+        kept = self._resumed or [data for data in map(self._save, self._recent) if data is not None]
+        numbers = {key: float(value) for key, value in self._state._asdict().items()}
+        rule = {"every": self._rule.every, "horizon": self._rule.horizon}
+        return {"policy": {**rule, **numbers}, "recent": list(kept)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Resume from :meth:`state_dict`; a bad state is refused whole.
+
+        Raises:
+            TypeError: If an entry has a wrong type.
+            ValueError: If entries are missing, unknown, or have a value that is not allowed.
+        """
+        _check_keys("state", state, {"policy", "recent"})
+        policy, recent = state["policy"], state["recent"]
+        _check_keys("policy", policy, {"every", "horizon", *State._fields})
+        if not isinstance(recent, list | tuple):
+            msg = f"invalid recent: {recent!r}; allowed: a list of batches"
+            raise TypeError(msg)
+        every = "auto" if policy["every"] is None else policy["every"]
+        rule = Rule.parse(every, policy["horizon"])
+        for key in State._fields:
+            value = policy[key]
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not isfinite(value) or value < 0:
+                msg = f"invalid {key}: {value!r}; allowed: a finite number of at least 0"
+                raise ValueError(msg)
+        self._rule = rule
+        self._state = State(**{key: np.float64(policy[key]) for key in State._fields})
+        self._recent, self._resumed, self._handed = [], list(recent), None
+
+
+def _check_keys(name: str, value: object, expected: set[str]) -> None:
+    if not isinstance(value, dict):
+        msg = f"invalid {name}: {value!r}; allowed: a dict with keys {sorted(expected)}"
+        raise TypeError(msg)
+    if set(value) != expected:
+        msg = f"{name} has keys {sorted(map(str, value))}, expected {sorted(expected)}"
+        raise ValueError(msg)

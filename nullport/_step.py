@@ -1,0 +1,278 @@
+"""How far each layer goes in a step, and what that does to its outputs.
+
+    reach = min(radius ||W||,  budget / ||X N^T|| ||N||),      dW = N reach / ||N||,
+
+for the direction ``N`` that was found for it; 0 where it cannot move. The objective is unbounded on
+the level set and gains multiply with depth: moving L layers by a relative radius rho each raises
+the gradient norm like ``(1 + c rho)^L``. So the radius is shared out over them (:func:`radius_of`).
+
+The certificate bounds the output change ``||dW X^T||`` of the weights as they are stored:
+
+    what N lets through + what rounding adds to N + what rounding adds as W + dW is stored.
+
+The first is ``||N X^T||`` measured on all rows, or where the null space is exact and known without
+squaring, its largest free singular value times ``||N||``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import or_
+
+from nullport._arrays import (
+    Array,
+    LowRank,
+    Matrix,
+    dense,
+    eps,
+    joint_norm,
+    known,
+    namespace,
+    norm,
+    outputs,
+    positive,
+    widen,
+    with_column,
+)
+from nullport._capture import Layer
+from nullport._config import TeleportConfig
+from nullport._nullspace import NullSpace
+from nullport._report import Hold
+from nullport._sites import Layout
+from nullport.network import Change, Collective, LayerGraph, Site
+
+DEPTH_RADIUS, RADIUS = 1.3, 0.3
+"""Sum of relative radii over all moved layers, and the largest for one of them. Measured: the
+gradient norm grows alike (fourfold) over 6 to 66 linear maps where radius times depth is 1.3."""
+
+SAMPLED_ROWS = 16
+"""Rows on which the output change is measured where the null space is exact."""
+
+
+def radius_of(config: TeleportConfig, layers: int) -> float:
+    """Return the relative length of the whole move for each of so many layers."""
+    if config.radius != "auto":
+        return config.radius
+    return min(RADIUS, DEPTH_RADIUS / max(layers, 1))
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found for a layer: its null space, a direction, and its effect per unit of factor.
+
+    Attributes:
+        free: Number of free directions, 0-d.
+        empty: Whether there are none, 0-d bool.
+        inputs: ``||X||``, 0-d.
+        delta: ``N`` (..., out, features), possibly in factors; a bias is its last column. None if
+            nothing reached the layer.
+        size: ``||N||``, 0-d.
+        share: What the projection left, relative to what it was given, 0-d.
+        change: ``||N X^T||``, measured, 0-d.
+        bound: Bound on it, rounding included, 0-d.
+        sample: A few rows ``X`` of every site, (..., m, features) each.
+    """
+
+    free: Array
+    empty: Array
+    inputs: Array
+    delta: Matrix | None
+    size: Array
+    share: Array
+    change: Array
+    bound: Array
+    sample: Sequence[Array] = ()
+
+    def obstacles(self) -> dict[Hold, Array]:
+        """Return causes for which the layer cannot follow the direction (0-d bool each)."""
+        return {
+            Hold.STILL: self.size == 0,
+            Hold.BROKEN: ~namespace(self.size).isfinite(self.size + self.bound),
+            Hold.SPANNED: self.share < 1e3 * eps(self.size),
+        }
+
+
+def effect(
+    delta: Matrix | None,
+    share: Array | float,
+    layer: Layer,
+    space: NullSpace,
+    sites: Sequence[Site],
+    together: Collective,
+) -> Found:
+    """Measure what a direction of a layer does to its outputs; arguments as in :class:`Found`."""
+    zero = 0 * space.size
+    if delta is None:
+        return Found(space.free, space.empty, space.size, None, zero, zero, zero, zero)
+    size, spread = delta.norms() if isinstance(delta, LowRank) else (norm(delta),) * 2
+    sample = _sampled(layer, sites)
+    if layer.exact and (space.resolved or known(space.empty)):
+        change, bound = _seen(delta, sample, space.size, together), space.leak * size
+    else:
+        change = bound = together.norm(output_change(layer, sites, dense(delta)))
+    bound = bound + space.rounding * spread
+    return Found(
+        space.free, space.empty, space.size, delta, size, share + zero, change, bound, sample
+    )
+
+
+def _seen(delta: Matrix, sample: Sequence[Array], inputs: Array, together: Collective) -> Array:
+    """Return ``||X delta^T||`` as sampled rows of ``X``, of norm ``inputs``, show it, 0-d."""
+    rows = together.norm(joint_norm(sample))
+    shown = together.norm(joint_norm([outputs(delta, x) for x in sample]))
+    return inputs * shown / positive(rows)
+
+
+def _sampled(layer: Layer, sites: Sequence[Site]) -> list[Array]:
+    """Return a few rows of every site; copies, for a view would hold on to all rows."""
+    parts = []
+    for site in sites:
+        for chunk in site.rows(max(1, layer.samples // SAMPLED_ROWS)):
+            rows = widen(chunk)
+            bias = layer.block.bias is not None
+            copy = namespace(rows).asarray(rows, copy=True)
+            parts.append(with_column(rows, 1.0) if bias else copy)
+    return parts
+
+
+def output_change(layer: Layer, sites: Sequence[Site], delta: Array) -> Array:
+    """Return ``||X N^T||`` over all sites of a layer for ``N`` (..., out, features), 0-d."""
+    parts = [dense(part) for _, _, part in _parts(layer, delta)]
+    return joint_norm([site.apply(*parts) for site in sites])
+
+
+@dataclass(frozen=True)
+class Moved:
+    """How far a layer has gone.
+
+    Attributes:
+        length: ``||dW||``, 0-d.
+        bound: Bound on ``||dW X^T||``, without rounding as weights are stored, 0-d.
+        change: The same, measured, 0-d.
+        stored: Bound on what storing the weights once adds, 0-d.
+        shown: What it adds as the sampled rows show it, 0-d.
+        writes: How often they were stored.
+    """
+
+    length: Array
+    bound: Array
+    change: Array
+    stored: Array
+    shown: Array
+    writes: int = 1
+
+    def __add__(self, other: Moved) -> Moved:
+        """Return the sum of two steps."""
+        return Moved(
+            self.length + other.length,
+            self.bound + other.bound,
+            self.change + other.change,
+            self.stored + other.stored,
+            self.shown + other.shown,
+            max(self.writes, other.writes),
+        )
+
+    def shortened(self, share: Array | float) -> Moved:
+        """Return the move of which only a share is kept, which stores the weights once more."""
+        length, bound, change = share * self.length, share * self.bound, share * self.change
+        return Moved(length, bound, change, self.stored, self.shown, self.writes + 1)
+
+    @property
+    def certificate(self) -> Array:
+        """Bound on ``||dW X^T||`` of the weights as they are stored, 0-d."""
+        return self.bound + self.writes * self.stored
+
+    @property
+    def measured(self) -> Array:
+        """The same, measured, 0-d: rounding and move are independent."""
+        return namespace(self.change).sqrt(self.change**2 + self.writes * self.shown**2)
+
+
+def factors_of(
+    layers: Sequence[Layer],
+    found: Sequence[Found],
+    reach: float | Array,
+    config: TeleportConfig,
+    *,
+    whole: bool,
+) -> tuple[Array, Array]:
+    """Return the factor of every direction and the length of every step, shape (layers,) each.
+
+    Steps have the length ``reach`` relative to the weights, and are no longer than the directions
+    themselves if those are ``whole`` moves. Scalars of all layers are handled as one array: a step
+    costs a few small operations per network instead of a few per layer.
+    """
+    xp = namespace(found[0].size)
+    size = xp.stack([f.size for f in found])
+    pairs = list(zip(layers, found, strict=True))
+    held = xp.stack([reduce(or_, f.obstacles().values(), f.empty | x.hidden) for x, f in pairs])
+    norms = xp.stack([xp.astype(layer.weight_norm, size.dtype) for layer in layers])
+    size = xp.where(held, xp.ones_like(size), size)
+    length = xp.where(held, xp.zeros_like(size), reach * norms)
+    if whole:
+        length = xp.minimum(length, xp.where(held, length, size))
+    if any(layer.tight for layer in layers):
+        allowed = [_allowed(*pair, config, size) for pair in pairs]
+        length = xp.minimum(length, xp.stack(allowed) * size)
+    return length / size, length
+
+
+def _allowed(layer: Layer, found: Found, config: TeleportConfig, like: Array) -> Array:
+    """Return the largest factor of a direction that its budget allows, 0-d.
+
+    The space was made from a part of the rows; what it does to all of them was measured.
+    """
+    xp = namespace(like)
+    if not layer.tight:
+        return xp.full_like(found.size, xp.inf, dtype=like.dtype)
+    most = xp.astype(config.budget * layer.output_norm / config.steps, like.dtype, copy=False)
+    return most / positive(xp.astype(found.change, like.dtype, copy=False))
+
+
+def step_of(
+    layer: Layer, found: Found, factor: Array, length: Array, graph: LayerGraph
+) -> tuple[Moved, list[Change]]:
+    """Return how far a step takes a layer, and the changes that make it."""
+    xp, delta = namespace(found.size), found.delta
+    assert delta is not None  # the caller has asked
+    right = delta.right if isinstance(delta, LowRank) else delta
+    factor = xp.astype(factor, right.dtype, copy=False)
+    right = xp.where(factor > 0, right * factor, xp.zeros_like(factor))
+    delta = LowRank(delta.left, right) if isinstance(delta, LowRank) else right
+    spacing = eps(layer.weight_norm)
+    stored, shown = spacing / 2 * (layer.weight_norm + length) * found.inputs, 0 * length
+    if layer.narrow:
+        delta, lost = _as_stored(layer, dense(delta), graph)
+        stored = norm(lost) * found.inputs
+        shown = _seen(lost, found.sample, found.inputs, graph.collective)
+    moving = xp.astype(length > 0, length.dtype)
+    moved = Moved(
+        length, found.bound * factor, found.change * factor, moving * stored, moving * shown
+    )
+    return moved, [Change(*part) for part in _parts(layer, delta)]
+
+
+def _as_stored(layer: Layer, delta: Array, graph: LayerGraph) -> tuple[Array, Array]:
+    """Return the change that weights of a narrow dtype make when they are rounded, and the rest."""
+    made, weights, xp = [], graph.weights(), namespace(delta)
+    for index, layout, part in _parts(layer, delta):
+        old = graph.read(index, weights[index], layout)
+        new = xp.astype(widen(old) + part, old.dtype)
+        made.append(widen(new) - widen(old))
+    whole = made[0] if len(made) == 1 else xp.concat([made[0], made[1][..., None]], axis=-1)
+    return whole, whole - delta
+
+
+def _parts(layer: Layer, delta: Matrix) -> list[tuple[int, Layout, Matrix]]:
+    """Return the parts of a direction that belong to the weight and to its bias."""
+    block = layer.block
+    if block.bias is None:
+        return [(block.parameter, block.layout, delta)]
+    if isinstance(delta, LowRank):
+        weight: Matrix = LowRank(delta.left, delta.right[..., :-1])
+        column = LowRank(delta.left, delta.right[..., -1:]).dense()[..., 0]
+    else:
+        weight, column = delta[..., :-1], delta[..., -1]
+    return [(block.parameter, block.layout, weight), (*block.bias, column)]

@@ -1,0 +1,445 @@
+"""The teleport itself.
+
+    linearize -> layers -> (objective -> tangents -> directions -> move) x steps -> keep or undo
+
+Every layer takes the step that gains most to first order within its own radius: its projected
+direction, scaled to ``radius * ||W||``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+from math import prod
+from typing import Any, NamedTuple
+
+from nullport import _verdict as judge
+from nullport._arrays import (
+    Array,
+    Dense,
+    Matrix,
+    Vector,
+    densified,
+    joined,
+    known,
+    length,
+    namespace,
+    plain,
+    positive,
+    traced,
+)
+from nullport._capture import (
+    Layer,
+    Norms,
+    factors,
+    find_layers,
+    joint_gradients,
+    lazy_norms,
+)
+from nullport._config import Objective, TeleportConfig
+from nullport._direction import Directions
+from nullport._nullspace import NullSpace
+from nullport._objective import JUDGED, mean_gradient, pull
+from nullport._report import Cause, Hold, LayerReport, TeleportReport
+from nullport._step import Found, Moved, factors_of, radius_of, step_of
+from nullport._tangent import Engine
+from nullport._verdict import Look
+from nullport.network import (
+    BACKWARD,
+    FORWARD,
+    GRADIENT,
+    Change,
+    LayerGraph,
+    Linearization,
+    TangentUnavailable,
+)
+
+
+class Outcome(NamedTuple):
+    """What a teleport leaves behind.
+
+    Attributes:
+        report: What it did.
+        gradient: Loss and gradient at the weights that were settled on, which the training step
+            may use; None unless the graph is ``repeatable``.
+    """
+
+    report: TeleportReport
+    gradient: tuple[Array, Dense] | None
+
+
+def teleport(
+    graph: LayerGraph,
+    config: TeleportConfig | None = None,
+    *,
+    engine: Engine | None = None,
+    radius: float | Array | None = None,
+) -> TeleportReport:
+    """Move the weights of ``graph`` inside the null space of their inputs (Wu et al., 2025).
+
+    Args:
+        graph: The network, its loss and the captured batch.
+        config: Settings; the defaults if None.
+        engine: Tangent engine that remembers earlier teleports of the same network.
+        radius: Relative length of the move, which may be traced, where the configuration leaves
+            it open.
+
+    Returns:
+        The report. If the move was refused the weights are bit for bit as before.
+
+    Raises:
+        TypeError: If ``config`` is no ``TeleportConfig``.
+        ValueError: If no weight of the network is used by a recognised linear map, the objective
+            cannot be computed, or the loss is not a function of the weights alone. The weights
+            are bit for bit as before.
+    """
+    return run(graph, config, engine=engine, radius=radius).report
+
+
+def run(
+    graph: LayerGraph,
+    config: TeleportConfig | None = None,
+    *,
+    engine: Engine | None = None,
+    radius: float | Array | None = None,
+) -> Outcome:
+    """Teleport, and return the gradient of the training step too; arguments as :func:`teleport`."""
+    config = TeleportConfig.checked(config)
+    with graph.exact():
+        try:
+            return _Run(graph, config, engine or Engine(config.tangent), radius)()
+        except BaseException:
+            graph.keep(0.0)
+            raise
+
+
+def inspect(graph: LayerGraph, config: TeleportConfig | None = None) -> list[LayerReport]:
+    """Return what a teleport would find at every weight, without moving any.
+
+    The null space is the same for all objectives; directions are those of the configured one where
+    the graph knows what it reads, else of ``"grad_norm"``.
+
+    Raises:
+        TypeError: If ``config`` is no ``TeleportConfig``.
+        ValueError: If no weight of the network is used by a recognised linear map.
+    """
+    config = TeleportConfig.checked(config)
+    with graph.exact():
+        attempt = _Run(graph, config, Engine(config.tangent), None)
+        if isinstance(config.objective, str):
+            attempt.objective = "grad_norm"
+        lin, _ = attempt.linearize()
+        attempt.prepare(lin)
+        attempt.lent = [lin]
+        attempt.directions(last=True)
+        return attempt.layer_reports()
+
+
+class _Joint(NamedTuple):
+    """Loss and gradients of all replicas together."""
+
+    loss: Array
+    gradients: Vector
+
+
+@dataclass
+class _Run:
+    """State of one teleport."""
+
+    graph: LayerGraph
+    config: TeleportConfig
+    engine: Engine
+    given: float | Array | None
+    layers: list[Layer] = field(default_factory=list)
+    excluded: dict[str, str] = field(default_factory=dict)
+    spaces: dict[int, NullSpace] = field(default_factory=dict)
+    found: dict[int, Found] = field(default_factory=dict)
+    moved: dict[int, Moved] = field(default_factory=dict)
+    cost: Any = GRADIENT
+    tangent: str = ""
+
+    def __post_init__(self) -> None:
+        """Resolve what the configuration leaves open."""
+        self.objective: str | Objective = self.config.objective
+        if self.objective == "auto":
+            both = self.graph.has_optimizer and "others" in self.graph.batches
+            self.objective = "look_ahead" if both else "grad_norm"
+        self.radius = self._radius(1)
+        self.scale: Array | None = None
+        self._grad_norm: Array | None = None
+
+    def _radius(self, layers: int) -> float | Array:
+        """Return the relative length of the whole move."""
+        if self.given is not None and self.config.radius == "auto":
+            return self.given
+        return radius_of(self.config, layers)
+
+    def __call__(self) -> Outcome:
+        start, graph = time.perf_counter(), self.graph
+        lin, joint = self.linearize(again=self.config.steps > 1)
+        before = judge.look(graph, joint.loss, joint.gradients, armijo=self._armijo, screen=True)
+        self.cost += before.cost
+        finite = namespace(joint.loss).isfinite
+        stops: list[tuple[IntEnum, Array]] = [
+            (Cause.INFINITE, ~finite(joint.loss)),
+            (Cause.GRADIENT, ~finite(before.grad_norm)),
+            (Cause.SCREEN, before.overshoots()),
+        ]
+        first = (joint.loss, densified(joint.gradients)) if graph.repeatable else None
+        del joint
+        if not known(judge.first(stops) > 0):
+            self.prepare(lin)
+            self._grad_norm, self.lent = before.grad_norm, [lin]
+            del lin
+            self._ascend()
+            stops.append((Cause.STILL, self._still(before)))
+        stop = judge.first(stops)
+        if known(stop > 0):
+            return self._settle(start, before, before, stop, first, first)
+        self.spaces.clear()
+        graph.release()
+        after, last, code = self._judged(before)
+        code = namespace(code).where(stop > 0, stop, code)
+        return self._settle(start, before, after, code, first, last)
+
+    def linearize(self, **how: bool) -> tuple[Linearization, _Joint]:
+        """Return a linearization, and the loss and gradients of all replicas together.
+
+        Raises:
+            ValueError: If the loss is known not to be finite.
+        """
+        lin, together = self.graph.linearize(**how), self.graph.collective
+        joint = _Joint(together.mean(lin.loss), joint_gradients(lin.gradients, together))
+        if known(~namespace(joint.loss).isfinite(joint.loss)):
+            msg = f"the closure returned loss {float(joint.loss)}; a teleport needs a finite loss"
+            raise ValueError(msg)
+        return lin, joint
+
+    def prepare(self, lin: Linearization) -> None:
+        """Find the layers that may move, at the first linearization."""
+        self.norms: Norms = lazy_norms(self.graph.weights())
+        self.layers, self.excluded = find_layers(self.graph, lin, self.config, self.norms)
+        self.radius = self._radius(len(self.layers))
+
+    def _ascend(self) -> None:
+        """Take all steps."""
+        graph, steps = self.graph, self.config.steps
+        for remaining in reversed(range(steps)):
+            checked = self.directions(last=not remaining)
+            graph.move(self._step())
+            if remaining:
+                again = remaining > 1 and self._exact
+                lin, _ = self.linearize(unchanged=self._exact, again=again, checked=checked)
+                self.cost += BACKWARD if lin.reused else GRADIENT
+                if not self._exact:  # an inexact step changes the inputs of deeper layers
+                    self.spaces.clear()
+                self.lent = [lin]
+                del lin
+
+    def directions(self, *, last: bool) -> bool:
+        """Find the direction of every layer that the objective asks for.
+
+        The linearization is taken from ``lent`` and held by nobody else: sites are freed as
+        their tangents arrive.
+
+        Returns:
+            Whether sites are known to account for gradients, which then need not be formed.
+        """
+        lin = self.lent.pop()
+        sparse = factors(self.layers, lin, self.graph.weights()) if self.graph.factors else {}
+        wish = pull(self.objective, self.graph, self._gradients(lin, sparse))
+        self._whole = wish.whole
+        self.cost += wish.cost
+        step = None if wish.v is None else self._relative(wish.v)
+        self._grad_norm = None
+        while True:
+            bits, replay_cost = lin.bits, lin.replay_cost
+            collected = Directions(
+                self.graph,
+                self.layers,
+                lin,
+                self.config,
+                length=self.radius,
+                scale=1.0 if step is None else step,
+                direct=wish.direct,
+                spaces=self.spaces,
+                keep=not last and self._exact,
+            )
+            del lin
+            if wish.v is None or step is None:
+                break
+            self.tangent = self.engine.choose(bits)
+            try:
+                call = self.engine(self.graph, wish.v, step, collected, bits, replay_cost)
+                self.cost += call + FORWARD
+                break
+            except TangentUnavailable:
+                if not self.engine.give_up(bits):
+                    raise
+                lin, _ = self.linearize()  # sites were freed on the way
+                self.cost += GRADIENT
+        self.tangent = self.engine.choose(bits) if self.tangent else ""
+        collected.finish()
+        self.spaces, self.found = collected.spaces, collected.found
+        self.cost += collected.work / self._gradient_work
+        return bool(sparse)
+
+    def _gradients(self, lin: Linearization, sparse: Mapping[int, Matrix]) -> Vector:
+        """Return the joint gradient, in factors where that is smaller and can be taken."""
+        joint, alone = lin.gradients, self.graph.collective.size == 1
+        if not alone:
+            joint = joint_gradients(joint, self.graph.collective)
+        if self.objective != "grad_norm" or not alone:
+            return joint
+        return [sparse.get(i, g) for i, g in enumerate(joint)]
+
+    def _relative(self, v: Vector) -> Array:
+        """Return ``||w|| / ||v||``, 0-d."""
+        if self.scale is None:
+            self.scale = joined([self.norms(i) for i, a in enumerate(v) if a is not None])
+        known_size = self._grad_norm if self.objective == "grad_norm" else None
+        return self.scale / positive(length(v) if known_size is None else known_size)
+
+    def _step(self) -> Iterator[Change]:
+        """Yield the changes of a step, one layer at a time."""
+        moving = [b for b, found in sorted(self.found.items()) if found.delta is not None]
+        if not moving:
+            return
+        layers, found = [self.layers[b] for b in moving], [self.found[b] for b in moving]
+        reach = self.radius / self.config.steps
+        factor, lengths = factors_of(layers, found, reach, self.config, whole=self._whole)
+        for i, b in enumerate(moving):
+            moved, changes = step_of(layers[i], found[i], factor[i], lengths[i], self.graph)
+            self.moved[b] = self.moved[b] + moved if b in self.moved else moved
+            # The direction is as large as the weight, and is not needed again.
+            found[i] = self.found[b] = replace(found[i], delta=None, sample=())
+            yield from changes
+
+    def _still(self, before: Look) -> Array:
+        """Whether no weight has moved, 0-d bool."""
+        lengths = [moved.length for moved in self.moved.values()]
+        xp = namespace(before.loss)
+        if not lengths:
+            return xp.zeros_like(before.loss) == 0
+        return xp.all(xp.stack(lengths) == 0)
+
+    def _judged(self, before: Look) -> tuple[Look, Any, Array]:
+        """Return the point that is reached, its gradient, and why it is refused (0-d code).
+
+        A move that went too far is tried once more, shorter.
+        """
+        graph, config = self.graph, self.config
+        after, gradient, code = self._looked(before)
+        self.cost += GRADIENT + after.cost
+        share = judge.shorter(before, after, code, config)
+
+        def again(_: Any) -> Any:
+            graph.keep(share)
+            return (*self._looked(before), share)
+
+        values = (after, gradient, code, namespace(share).ones_like(share))
+        if known(share == 0):
+            return after, gradient, code
+        after, gradient, code, kept = graph.when(share > 0, again, values)
+        tried = namespace(share).astype(share > 0, share.dtype)
+        self.cost = self.cost + plain(tried) * (GRADIENT + after.cost)
+        self.radius = self.radius * plain(kept)
+        self.moved = {b: moved.shortened(kept) for b, moved in self.moved.items()}
+        return after, gradient, code
+
+    def _looked(self, before: Look) -> tuple[Look, Any, Array]:
+        loss, gradients = mean_gradient(self.graph, "batch", None)
+        after = judge.look(self.graph, loss, gradients, armijo=self._armijo)
+        code = judge.verdict(before, after, self.config, optimizer=self.graph.has_optimizer)
+        kept = (loss, list(gradients)) if self.graph.repeatable else None
+        return after, kept, code
+
+    def _settle(
+        self, start: float, before: Look, after: Look, cause: Array, first: Any, last: Any
+    ) -> Outcome:
+        """Keep or undo the move, and say so."""
+        xp = namespace(cause)
+        accepted = ~self.graph.collective.agree(cause != 0)
+        fits = accepted if traced(cause) else bool(accepted)
+        share = xp.astype(accepted, before.grad_norm.dtype) if traced(cause) else float(fits)
+        self.graph.keep(share)
+        report = TeleportReport(
+            loss_before=plain(before.loss),
+            loss_after=plain(after.loss),
+            guard_before=None if before.guard is None else plain(before.guard),
+            guard_after=None if after.guard is None else plain(after.guard),
+            grad_norm_before=plain(before.grad_norm),
+            grad_norm_after=plain(after.grad_norm),
+            radius=self.radius,
+            cause=plain(cause),
+            seconds=0.0 if traced(before.loss) else time.perf_counter() - start,
+            cost=self.cost,
+            tangent=self.tangent,
+            layers=self.layer_reports(plain(share)),
+        )
+        return Outcome(report, _either(fits, last, first))
+
+    @property
+    def _armijo(self) -> bool:
+        """Whether the optimizer's step is tested on the captured batch.
+
+        ``look_ahead`` bounds itself, and so does its control; others are unbounded.
+        """
+        return self.objective not in JUDGED
+
+    @property
+    def _exact(self) -> bool:
+        """Whether no layer gives up any of its output, so that activations stay."""
+        return all(layer.exact for layer in self.layers)
+
+    @property
+    def _gradient_work(self) -> float:
+        """Floating-point operations of one gradient over the layers."""
+        sizes = (6.0 * layer.block.layout.size * layer.samples for layer in self.layers)
+        return max(1.0, sum(sizes))
+
+    def layer_reports(self, kept: Array | float = 1.0) -> list[LayerReport]:
+        """Return one report per weight that is used by a linear map; ``kept`` is 0 if undone."""
+        seen = [self._report(b, kept) for b in self.found]
+        still = [LayerReport(name, note=reason) for name, reason in self.excluded.items()]
+        return seen + still
+
+    def _report(self, b: int, kept: Array | float) -> LayerReport:
+        """Return what happened to a layer."""
+        layer, found = self.layers[b], self.found[b]
+        block, xp, zero = layer.block, namespace(layer.weight_norm), 0 * layer.weight_norm
+        moved, output = self.moved.get(b), positive(layer.output_norm)
+        tests: list[tuple[IntEnum, Array]] = [
+            (Hold.HIDDEN, layer.hidden),
+            (Hold.EMPTY, found.empty),
+        ]
+        tests += list(found.obstacles().items())
+        if moved is not None:
+            tests.append((Hold.SHORT, moved.length == 0))
+        moved = moved or Moved(zero, zero, zero, zero, zero)
+        hold = judge.first(tests)
+        return LayerReport(
+            name=block.name,
+            kind=layer.kind,
+            in_features=block.features,
+            samples=layer.samples,
+            rank=plain(prod(n for n, _ in block.layout.stack) * block.features - found.free),
+            null_dim=plain(found.free),
+            moved=plain(kept * moved.length / positive(layer.weight_norm)),
+            output_change_bound=plain(kept * moved.certificate / output),
+            output_change=plain(kept * moved.measured / output),
+            hold=plain(xp.where(moved.length > 0, xp.zeros_like(hold), hold)),
+        )
+
+
+def _either(accepted: Array | bool, after: Any, before: Any) -> Any:
+    """Return the loss and gradient after a move where it is ``accepted``, else those before."""
+    if isinstance(accepted, bool) or after is None or before is None:
+        return after if accepted is True else before
+    xp = namespace(accepted)
+    (new, news), (old, olds) = after, before
+    pairs = zip(news, olds, strict=True)
+    gradients = [b if a is None or b is None else xp.where(accepted, a, b) for a, b in pairs]
+    return xp.where(accepted, new, old), gradients
