@@ -17,18 +17,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
-MODULE = "nullport/_rowspace.py"
+MODULE = "nullport/_nullspace.py"
 PLANT = '''
 
-_planted = row_space
+_planted = null_space
 
 
-def row_space(chunks, *arguments, **options):  # type: ignore[no-redef]
+def null_space(*arguments, **options):  # type: ignore[no-redef]
     """Do the work three times."""
-    chunks = list(chunks)
     for _ in range(2):
-        _planted(chunks, *arguments, **options)
-    return _planted(chunks, *arguments, **options)
+        _planted(*arguments, **options)
+    return _planted(*arguments, **options)
 '''
 
 

@@ -12,15 +12,16 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nullport._budget import BudgetFilter
-from nullport._rowspace import row_space
+from nullport._nullspace import _coordinates
 from nullport.lab.compare import load_task
+from nullport.network import Collective
 
 OUT = 128
 
@@ -35,8 +36,9 @@ def problem(width: int, images: Tensor) -> tuple[Tensor, Tensor]:
 
 def by_rows(x: Tensor, d: Tensor, change: Tensor, rows: int) -> Tensor:
     every = max(1, len(x) // rows)
-    space = row_space([x[::every]], len(x), spectrum=True, every=every)
-    return BudgetFilter(space, change, torch.tensor(1.0)).apply(d)
+    space = _coordinates(iter([x[::every]]), len(x), every, False, Collective())
+    found: Tensor = replace(space, ratio=change).project(d)[0]
+    return found
 
 
 def by_cholesky(x: Tensor, d: Tensor, change: Tensor, rounds: int = 8) -> Tensor:

@@ -17,19 +17,19 @@ names = ("compare", "gate", "gate_check", "results", "scaling")
 compare, gate, gate_check, results, scaling = map(importlib.import_module, names)
 
 MODULE = """
-def row_space(chunks):
+def null_space(chunks):
     return sum(i * i for chunk in chunks for i in range(chunk))
 """
 
 BENCHMARKS = """
-from nullport import _rowspace
+from nullport import _nullspace
 
 class Space:
     params = ([20_000], ["a"])
     param_names = ("size", "name")
 
     def time_space(self, size, name):
-        _rowspace.row_space([size])
+        _nullspace.null_space([size])
 
     def track_gain(self, size, name):
         return 1.5
@@ -55,7 +55,7 @@ def project(tmp_path_factory) -> Path:
     for folder in (root / "nullport", root / "backends", benchmarks):
         folder.mkdir(parents=True)
     (root / "backends" / "empty").touch()
-    (root / "nullport" / "_rowspace.py").write_text(MODULE)
+    (root / "nullport" / "_nullspace.py").write_text(MODULE)
     (root / "nullport" / "__init__.py").touch()
     (benchmarks / "__init__.py").touch()
     (benchmarks / "space.py").write_text(BENCHMARKS)

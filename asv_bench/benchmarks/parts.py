@@ -5,7 +5,9 @@ X (rows, width),    D (width, width),    delta, Xdot (rows, width)
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,10 +15,9 @@ import numpy as np
 from .common import BACKENDS, WIDTHS, Size, Timed, require
 from .places import optional, place
 
-rowspace, projection = optional("nullport._rowspace"), optional("nullport._projection")
-budget, direction = optional("nullport._budget"), optional("nullport._direction")
-graph, capture = optional("nullport._graph"), optional("nullport._capture")
-layout = optional("nullport._layout")
+nullport, net = optional("nullport"), optional("nullport.network")
+nullspace, direction = optional("nullport._nullspace"), optional("nullport._direction")
+capture = optional("nullport._capture")
 
 FEW = 0.25
 """Rows of a batch over width, where only the projection or the direction is looked at."""
@@ -28,6 +29,22 @@ def arrays(backend: str, *shapes: tuple[int, int]) -> list[Any]:
     draw = np.random.default_rng(0)
     put = place(backend).put
     return [put(draw.standard_normal(shape).astype(np.float32)) for shape in shapes]
+
+
+def space_of(x: Any, threshold: float = 0.0) -> Any:
+    """Return the null space of the rows ``x`` (n, d): exact, or up to a share of the energy."""
+    config = nullport.TeleportConfig(projection="threshold", threshold=threshold)
+    site = net.DenseSite("dense", x, None, x[0, 0])
+    return nullspace.null_space(
+        [site],
+        x.shape[1],
+        config,
+        bias=False,
+        samples=x.shape[0],
+        output_norm=x[0, 0],
+        length=x[0, 0],
+        together=net.Collective(),
+    )
 
 
 class Part(Timed):
@@ -71,7 +88,7 @@ class NullSpace(Part):
         require(backend, size.null_space, size.bytes)
         (x,) = arrays(backend, (size.samples, width))
         key = (width, share)
-        self.prepare(key, backend, lambda x: rowspace.row_space([x], x.shape[0]).basis, x)
+        self.prepare(key, backend, lambda x: space_of(x).basis, x)
 
     time_row_space = Part.measured
 
@@ -86,13 +103,14 @@ class Projection(Part):
         size = Size(width, 1, int(FEW * width))
         require(backend, size.teleport, size.bytes)
         self.x, d, one = arrays(backend, (size.samples, width), (width, width), (1, 1))
-        space = rowspace.row_space([self.x], size.samples, spectrum=kind != "exact")
+        space = space_of(self.x, 0.0 if kind == "exact" else 0.01)
 
         def project(d: Any, one: Any) -> Any:
-            if kind == "budget":
-                length = abs(one[0, 0])
-                return budget.BudgetFilter(space, 0.2 * length, length).apply(d)
-            return projection.threshold_filter(space, 0.01 if kind == "threshold" else 0.0).apply(d)
+            known = space
+            if kind == "budget":  # not known beforehand, or a compiler would find the gains
+                ratio = (0.2 + 0 * one[0, 0]) / space.scale
+                known = replace(space, gains=None, ratio=ratio)
+            return known.project(d)[0]
 
         self.prepare((width, kind), backend, project, d, one)
 
@@ -108,7 +126,7 @@ Projection.track_leakage.unit = "relative"  # type: ignore[attr-defined]
 
 
 class Direction(Part):
-    """``(delta^T Xdot) P`` and its norm, the null space being known."""
+    """``(delta^T Xdot) P`` and what it does to the outputs, the null space being known."""
 
     params = (BACKENDS, WIDTHS, (FEW, 0.75))
     param_names = ("backend", "width", "rows per width")
@@ -118,19 +136,24 @@ class Direction(Part):
         require(backend, size.teleport, size.bytes)
         rows = [(size.samples, width)] * 3
         given = arrays(backend, *rows)
-        space = rowspace.row_space([given[0]], size.samples)
-        block = capture.Block("weight", 0, layout.matrix((), width, width), (0,))
+        space, config = space_of(given[0]), nullport.TeleportConfig()
+        block = capture.Block("weight", 0, net.matrix((), width, width), (0,))
+        alone = SimpleNamespace(collective=net.Collective())
 
         def find(x: Any, delta: Any, tangent: Any) -> Any:
-            site = graph.DenseSite("dense", x, delta, x[0, 0])
-            known = graph.Linearization(x[0, 0], [None], [site])
-            filters = [projection.threshold_filter(space, 0.0)]
-            got: dict[int, Any] = {}
-            collected = direction.Accumulator(
-                [block], filters, known, lambda _: None, got.__setitem__
+            one = abs(x[0, 0])
+            known = net.Linearization(one, [None], [net.DenseSite("dense", x, delta, one)])
+            layer = capture.Layer(
+                block, "dense", size.samples, one < 0, one, one, tight=False, exact=True, narrow=0.0
             )
+            collected = direction.Directions(
+                alone, [layer], known, config,
+                length=0.1, scale=1.0, direct=None, spaces={0: space}, keep=True,
+            )  # fmt: skip
             collected.receive(0, tangent)
-            return got[0].right, got[0].size
+            found = collected.found[0]
+            made = found.delta.right if isinstance(found.delta, net.LowRank) else found.delta
+            return made, found.size, found.bound
 
         self.prepare((width, share), backend, find, *given)
 

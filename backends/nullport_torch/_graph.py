@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -16,7 +16,6 @@ from torch.optim import Optimizer
 from nullport.network import (
     Change,
     Dense,
-    DenseSite,
     LayerGraph,
     Layout,
     Linearization,
@@ -39,9 +38,11 @@ from nullport_torch._checks import (
     sharing_memory,
     unwrap,
 )
-from nullport_torch._conv import ConvSite, Geometry
+from nullport_torch._conv import Geometry
 from nullport_torch._optimizer import step_of_copy
-from nullport_torch._recorder import Added, Recorder, Replacement, Seen, as_rows
+from nullport_torch._recorder import Added, Recorder, Replacement
+from nullport_torch._seen import Seen, site_of
+from nullport_torch._weights import Weights, strided
 
 T = TypeVar("T")
 
@@ -79,11 +80,11 @@ class TorchGraph(LayerGraph):
         self._ambient = Ambient(model)
         named = list(model.named_parameters())
         self._tensors: list[Tensor] = [p for _, p in named]
+        self._weights = Weights(self._tensors)
         shared = sharing_memory(self._tensors)
         self._parameters = [describe(name, p, id(p) in shared) for name, p in named]
         self._live = [i for i, p in enumerate(self._parameters) if p.movable]
-        self._backup: dict[int, Tensor] = {}
-        # The core lets go of inputs as it goes; what is left of them here is their shape.
+        # The core frees inputs as it goes; what is left of them here is their shape.
         self._inputs: list[tuple[torch.Size, weakref.ref[Tensor]]] = []
         self._half = False
         self._retained: tuple[Tensor, list[Seen], list[Use]] | None = None
@@ -124,7 +125,7 @@ class TorchGraph(LayerGraph):
 
     def read(self, parameter: int, array: Tensor, layout: Layout) -> Tensor:
         """Return the elements that ``layout`` names, (..., out, in) or (..., out)."""
-        view = _strided(dense(array, self._tensors[parameter]), layout)
+        view = strided(dense(array, self._tensors[parameter]), layout)
         return view.reshape(layout.shape)
 
     def linearize(
@@ -149,7 +150,7 @@ class TorchGraph(LayerGraph):
     ) -> tuple[Tensor, list[Tensor | None]]:
         """Run forward and backward at ``w - shift``, and record nothing."""
         everything = batch != "batch"
-        with self._shifted(shift, -1.0, self._live):
+        with self._weights.shifted(shift, -1.0, self._live):
             with self._ambient.forward(grad=True, everything=everything), NoBackward():
                 loss = checked_loss(self._closures[batch]())
             return loss.detach(), self._gradients(loss, self._live)
@@ -183,14 +184,9 @@ class TorchGraph(LayerGraph):
         count = len(self._tensors)
         gradients: list[Tensor | LowRank | None] = list(flat[:count])
         cotangents = iter(flat[count:])
-        sites = [_site(s, next(cotangents) if s.edge is not None else None) for s in seen]
+        sites = [site_of(s, next(cotangents) if s.edge is not None else None) for s in seen]
         for index, use in known.items():
-            assert use.site is not None
-            assert use.layout is not None
-            site = sites[use.site]
-            if site.cotangent is not None:
-                found = LowRank(site.cotangent, site.inputs)
-                gradients[index] = found.mT if use.layout.transposed else found
+            gradients[index] = self._gradient_of(index, use, sites)
         if not any(gradient is not None for gradient in gradients):
             msg = (
                 "no trainable parameter of the model takes part in the loss (activation "
@@ -212,6 +208,17 @@ class TorchGraph(LayerGraph):
         }
         return factored([tuple(p.shape) for p in self._tensors], uses, dense_sites)
 
+    def _gradient_of(self, index: int, use: Use, sites: Sequence[Site]) -> LowRank | None:
+        """Return the gradient of a parameter in factors, as the only site that uses it knows it."""
+        assert use.site is not None  # factored has asked
+        assert use.layout is not None
+        site, dtype = sites[use.site], self._tensors[index].dtype
+        if site.cotangent is None:
+            return None
+        # Under autocast inputs and cotangent may be of two dtypes, neither of them the parameter's.
+        found = LowRank(site.cotangent.to(dtype), site.inputs.to(dtype))
+        return found.mT if use.layout.transposed else found
+
     def replay(self, v: Vector, step: Tensor, receive: Receive) -> None:
         """Run the forward pass at ``w + step v``."""
         scale = float(step)
@@ -225,7 +232,7 @@ class TorchGraph(LayerGraph):
             return torch.add(p.detach(), tangent, alpha=scale, out=out)
 
         formed = [None if isinstance(a, LowRank) else a for a in v]
-        with self._shifted(formed, scale, self._unseen):
+        with self._weights.shifted(formed, scale, self._unseen):
             self._watch(moved, lambda index, inputs: receive(index, inputs.detach()), added=added)
 
     def _scratch(self, slot: int, p: Tensor) -> Tensor:
@@ -277,7 +284,7 @@ class TorchGraph(LayerGraph):
                 how = f"linear map {index} got shape {tuple(inputs.shape)}, before {expected}"
                 raise later(how) if index else ClosureChanged(how)
             base = None if held is None else held()
-            if base is None:  # the core has let go of it
+            if base is None:  # the core has freed it
                 return
             # In half precision a finite difference is so long that nothing can be told from it.
             if index == 0 and not self._half:
@@ -303,19 +310,6 @@ class TorchGraph(LayerGraph):
             how = f"{recorder.sites} linear maps, before {len(self._inputs)}"
             raise later(how)
 
-    @contextlib.contextmanager
-    def _shifted(self, v: Dense | None, scale: float, indices: Sequence[int]) -> Iterator[None]:
-        """Move the given parameters in place by ``scale v``, for the time of a pass."""
-        v = [None] * len(self._tensors) if v is None else v
-        saved = {i: self._tensors[i].detach().clone() for i in indices if v[i] is not None}
-        try:
-            for i in saved:
-                self._tensors[i].data.add_(v[i], alpha=scale)  # type: ignore[arg-type]
-            yield
-        finally:
-            for i, copy in saved.items():
-                self._tensors[i].data.copy_(copy)
-
     def loss(self, batch: str = "batch", shift: Dense | None = None) -> Tensor:
         """Return the loss of a batch at ``w - shift``."""
 
@@ -324,7 +318,7 @@ class TorchGraph(LayerGraph):
             with self._ambient.forward(grad=grad, everything=everything), NoBackward():
                 return scalar(self._closures[batch]()).detach()
 
-        with self._shifted(shift, -1.0, self._live):
+        with self._weights.shifted(shift, -1.0, self._live):
             return self._without_graph(run)
 
     def _without_graph(self, run: Callable[..., T]) -> T:
@@ -350,26 +344,13 @@ class TorchGraph(LayerGraph):
     def move(self, changes: Iterable[Change]) -> None:
         """Add each change to its parameter, keeping a copy of it."""
         for change in changes:
-            p = self._tensors[change.parameter]
-            if change.parameter not in self._backup:
-                self._backup[change.parameter] = p.detach().clone()
-            # Through .data, so that the retained graph sees the new weights and stays valid.
-            _add(p.data, change)
+            self._weights.move(change)
 
     def keep(self, share: Tensor | float) -> None:
         """Keep a share of every change, from the copies that were made."""
         share = float(share)
-        for index, copy in self._backup.items():
-            p = self._tensors[index]
-            if share == 0:
-                p.data.copy_(copy)
-            elif share < 1:
-                wide = torch.promote_types(p.dtype, torch.float32)
-                p.data.copy_(torch.lerp(copy.to(wide), p.data.to(wide), share))
-            if share == 1:
-                torch.autograd.graph.increment_version(p)
+        self._weights.keep(share)
         if share in (0, 1):
-            self._backup.clear()
             self.release()
 
     def release(self) -> None:
@@ -377,43 +358,3 @@ class TorchGraph(LayerGraph):
         self._retained = None
         self._inputs = []
         self._copies = {}
-
-
-def _site(seen: Seen, gradient: Tensor | None) -> Site:
-    """Join what was seen in the forward pass with the gradient of the site's output."""
-    call = seen.call
-    if isinstance(call.how, Geometry):
-        batched = len(call.how.kernel) + 2
-        if gradient is not None and gradient.ndim < batched:
-            gradient = gradient[None]
-        positions = seen.output_shape[-len(call.how.kernel) :].numel()
-        return ConvSite(call.kind, seen.inputs, gradient, seen.output_norm, call.how, positions)
-    roles = call.how.roles
-    assert roles is not None  # only linear readings become sites
-    if gradient is not None:
-        gradient = as_rows(call.how, call.how.y, roles[2], gradient)
-    return DenseSite(call.kind, seen.inputs, gradient, seen.output_norm)
-
-
-def _strided(tensor: Tensor, layout: Layout) -> Tensor:
-    sizes, strides = zip(*layout.axes, strict=True) if layout.axes else ((), ())
-    return tensor.as_strided(sizes, strides, tensor.storage_offset() + layout.offset)
-
-
-def _add(data: Tensor, change: Change) -> None:
-    """Add a change in place; one in factors without forming it, where the layout allows."""
-    delta = change.delta
-    _, stack, out, inp = change.layout.canonical
-    if isinstance(delta, LowRank):
-        plain = not stack and len(out) == len(inp) == 1 and delta.left.ndim == 2
-        if plain and delta.left.dtype == data.dtype:
-            axes = Layout(change.layout.offset, (), out, inp)
-            _strided(data, axes).addmm_(delta.left.mT, delta.right)
-            return
-        delta = delta.dense()
-    target = _strided(data, change.layout)
-    delta = delta.reshape(target.shape)
-    if data.dtype == delta.dtype:
-        target.add_(delta)
-    else:
-        target.copy_(target.to(delta.dtype) + delta)

@@ -21,13 +21,21 @@ from typing import Any, TypeAlias
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
-from nullport.network import Layout, LowRank, Use
+from nullport.network import LowRank, Use
 from nullport_torch._ambient import BackwardCalled
-from nullport_torch._calls import PARSERS, Call, Contraction
-from nullport_torch._conv import Geometry, bias_layout, weight_layout
+from nullport_torch._calls import PARSERS, Call
+from nullport_torch._conv import Geometry
+from nullport_torch._seen import (
+    Seen,
+    bias_layout,
+    linear_part,
+    permuted,
+    site_inputs,
+    weight_layout,
+)
 
 _COPIES = {
     getattr(Tensor, name)
@@ -74,19 +82,6 @@ def _see_through(function: Any) -> Any:
         rebound.__kwdefaults__ = function.__kwdefaults__
         _REBOUND[function] = rebound
     return _REBOUND[function]
-
-
-@dataclass(frozen=True)
-class Seen:
-    """A site in the making: the call, its input as the core will see it, its output's edge."""
-
-    call: Call
-    inputs: Tensor
-    edge: GradientEdge | None
-    output_norm: Tensor
-    output_shape: torch.Size
-    replayable: bool
-    half: bool
 
 
 @dataclass
@@ -215,17 +210,17 @@ class Recorder(TorchFunctionMode):
             self._add(call, inputs, out)
             return
         edge = get_gradient_edge(out) if out.requires_grad else None
-        size = torch.linalg.vector_norm(_linear_part(call, out.detach()))
+        size = torch.linalg.vector_norm(linear_part(call, out.detach()))
         # A cast of the weight is kept by the autograd graph, which then misses a move.
         same = out.dtype == call.w.dtype and not self._copies
         half = min(out.dtype.itemsize, inputs.dtype.itemsize) < 4
         self.seen.append(Seen(call, inputs.detach(), edge, size, out.shape, same, half))
         weight, bias = self.origin(call.w), self.origin(call.b)
         if weight is not None:
-            layout = _weight_layout(call, _offset(call.w) - weight.offset)
+            layout = weight_layout(call, _offset(call.w) - weight.offset)
             self.uses.append(Use(weight.parameter, index, "weight", layout))
         if bias is not None and call.b is not None:
-            layout = _bias_layout(call, call.b, _offset(call.b) - bias.offset)
+            layout = bias_layout(call, call.b, _offset(call.b) - bias.offset)
             self.uses.append(Use(bias.parameter, index, "bias", layout))
         for value in _tensors((args, kwargs)):
             if value is not call.w and value is not call.b:
@@ -234,18 +229,19 @@ class Recorder(TorchFunctionMode):
     def _add(self, call: Call, inputs: Tensor, out: Tensor) -> None:
         """Add what a move of the weight in factors changes in the output."""
         origin = self.origin(call.w)
-        move = (
-            None if self._added is None or origin is None else self._added[0].get(origin.parameter)
-        )
-        if self._added is None or origin is None or move is None or isinstance(call.how, Geometry):
+        if self._added is None or origin is None or isinstance(call.how, Geometry):
             return
-        layout = _weight_layout(call, _offset(call.w) - origin.offset)
-        found = (move.mT if layout.transposed else move).outputs(inputs)
-        roles = call.how.roles
-        if roles is None or found.numel() != out.numel():
+        moves, step = self._added
+        move, roles = moves.get(origin.parameter), call.how.roles
+        if move is None or roles is None:
+            return
+        layout = weight_layout(call, _offset(call.w) - origin.offset)
+        rows = inputs.to(move.right.dtype)  # autocast casts the arguments of the call, not these
+        found = (move.mT if layout.transposed else move).outputs(rows)
+        if found.numel() != out.numel():
             return  # another pass than the recorded one, as the next site will tell
-        target = _permute(call.how.y, roles[0] + roles[1] + roles[2], out)
-        target.add_(found.reshape(target.shape), alpha=self._added[1])
+        target = permuted(call.how.y, roles[0] + roles[1] + roles[2], out)
+        target.add_(found.reshape(target.shape), alpha=step)
 
     def _other(self, func: Any, out: Any, args: Any, kwargs: Any) -> None:
         """Record a use that is no linear map, unless it only changes the layout."""
@@ -368,59 +364,3 @@ def _name(func: Any) -> str:
     if name == "__get__":
         name = getattr(getattr(func, "__self__", None), "__name__", name)
     return "gather (embedding)" if name == "embedding" else name.strip("_")
-
-
-def _permute(letters: str, order: str, tensor: Tensor) -> Tensor:
-    permutation = [letters.index(c) for c in order]
-    return tensor if permutation == sorted(permutation) else tensor.permute(permutation)
-
-
-def as_rows(how: Contraction, letters: str, last: str, tensor: Tensor) -> Tensor:
-    """Reshape ``tensor`` with axes ``letters`` to (stack..., samples, last)."""
-    roles = how.roles
-    assert roles is not None  # only linear readings become sites
-    stack, samples = roles[0], roles[1]
-    tensor = _permute(letters, stack + samples + last, tensor)
-    lead = tensor.shape[: len(stack)]
-    rows = tensor.shape[len(stack) : len(stack) + len(samples)].numel()
-    return tensor.reshape(*lead, rows, tensor.shape[len(stack) + len(samples) :].numel())
-
-
-def site_inputs(call: Call) -> Tensor:
-    """Return the input of a call as its site holds it: rows, or (batch, channels, *space)."""
-    if isinstance(call.how, Geometry):
-        return call.x if call.x.ndim == len(call.how.kernel) + 2 else call.x[None]
-    roles = call.how.roles
-    assert roles is not None  # only linear readings become sites
-    return as_rows(call.how, call.how.x, roles[3], call.x)
-
-
-def _axes(tensor: Tensor, letters: str, which: str) -> tuple[tuple[int, int], ...]:
-    return tuple((tensor.shape[letters.index(c)], tensor.stride(letters.index(c))) for c in which)
-
-
-def _linear_part(call: Call, out: Tensor) -> Tensor:
-    """Return the output without its bias: what a change of the weight is compared with."""
-    if call.b is None:
-        return out
-    bias = call.b.detach().to(out.dtype)
-    if isinstance(call.how, Geometry):
-        bias = bias.reshape(-1, *(1 for _ in call.how.kernel))
-    return out - bias
-
-
-def _weight_layout(call: Call, offset: int) -> Layout:
-    if isinstance(call.how, Geometry):
-        return weight_layout(call.how, call.w, offset)
-    roles = call.how.roles
-    assert roles is not None  # only linear readings become sites
-    stack, _, out, inp = (
-        _axes(call.w, call.how.w, which) if i != 1 else () for i, which in enumerate(roles)
-    )
-    return Layout(offset, stack, out, inp)
-
-
-def _bias_layout(call: Call, b: Tensor, offset: int) -> Layout:
-    if isinstance(call.how, Geometry):
-        return bias_layout(call.how, b, offset)
-    return Layout(offset, (), ((b.shape[0], b.stride(0)),), ())

@@ -73,7 +73,7 @@ class Teleporter(nullport.Teleporter):
                 f"a kept {type(batch).__name__} sees the batch of the present step, so no other "
                 f"samples judge the move: pass a function, or guard= and others="
             )
-            warnings.warn(msg, stacklevel=4)
+            warnings.warn(msg, stacklevel=3)
         return freeze(batch)
 
     def _save(self, kept: Closure) -> dict[str, Any] | None:

@@ -119,12 +119,24 @@ def test_a_teleport_is_the_same_without_factors(
     assert report.grad_norm_after == pytest.approx(plain.grad_norm_after, rel=1e-6)
 
 
-def test_gradients_that_sites_know_are_not_formed_and_change_nothing_else() -> None:
+def test_gradients_that_sites_know_are_not_formed_and_change_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model, closure = made("linear")
     graph = TorchGraph(model, closure)
+    asked: list[set[int]] = []
+    plain = torch.autograd.grad
+
+    def watched(outputs: Any, inputs: Any, **options: Any) -> Any:
+        asked.append({id(x) for x in inputs})
+        return plain(outputs, inputs, **options)
+
+    monkeypatch.setattr(torch.autograd, "grad", watched)
     whole = graph.linearize(again=True)
     part = graph.linearize(unchanged=True, checked=True)
     assert part.reused
+    own = [{i for i, p in enumerate(model.parameters()) if id(p) in ids} for ids in asked]
+    assert own == [{0, 1, 2, 3, 4}, {2, 3, 4}]
     assert [isinstance(g, LowRank) for g in part.gradients] == [True, True, False, False, False]
     for mine, theirs in zip(part.gradients, whole.gradients, strict=True):
         assert torch.allclose(network.dense(mine), theirs, rtol=1e-10, atol=1e-14)
@@ -147,6 +159,89 @@ def test_later_steps_form_no_gradient_that_sites_know(monkeypatch: pytest.Monkey
         config = TeleportConfig(objective="grad_norm", tangent=tangent, steps=3, radius=1e-3)
         assert teleport(model, closure, config=config).accepted
         assert seen == [False, True, True]
+
+
+@pytest.mark.parametrize("tangent", ["fd", "jvp"])
+def test_a_custom_objective_gets_every_gradient_formed(tangent: str) -> None:
+    model, closure = made("linear")
+    shapes = [tuple(p.shape) for p in model.parameters()]
+    seen: list[list[Any]] = []
+
+    def double(gradients: Any) -> list[Tensor]:
+        seen.append(list(gradients))
+        return [2 * g for g in gradients]
+
+    config = TeleportConfig(objective=double, tangent=tangent, steps=3, radius=1e-3)
+    assert teleport(model, closure, config=config).accepted
+    assert len(seen) == 3
+    for gradients in seen:
+        assert [type(g) for g in gradients] == [Tensor] * len(shapes)
+        assert [tuple(g.shape) for g in gradients] == shapes
+
+
+def doubled(gradients: Any) -> list[Tensor]:
+    return [2 * g for g in gradients]
+
+
+def test_factors_of_weights_that_are_cast_by_hand() -> None:
+    """Rows are in half precision, the weight and what it moves by are not."""
+
+    def forward(model: Chain, x: Tensor) -> Tensor:
+        hidden = F.linear(x.bfloat16(), model.a.to(torch.bfloat16))
+        return F.linear(torch.tanh(hidden), model.b.to(torch.bfloat16)).float()
+
+    torch.manual_seed(0)
+    model, x, y = Chain(forward), torch.randn(SAMPLES, WIDTH), torch.arange(SAMPLES)
+    graph = TorchGraph(model, lambda: F.cross_entropy(model(x), y))
+    formed = list(graph.linearize(again=True).gradients)
+    known = list(graph.linearize(checked=True).gradients)
+    assert [isinstance(g, LowRank) for g in known[:2]] == [True, True]
+    for mine, theirs in zip(known, formed, strict=True):
+        if theirs is not None:
+            assert network.dense(mine).dtype == theirs.dtype
+            assert torch.allclose(network.dense(mine), theirs, rtol=0.02, atol=0.02 * theirs.max())
+    before = [site.inputs for site in graph.linearize().sites]
+    expected, got = replayed(graph, formed), replayed(graph, known)
+    assert len(got) == len(expected) == len(before) == 3
+    for mine, theirs in zip(got, expected, strict=True):
+        assert torch.allclose(mine.float(), theirs.float(), atol=0.02)
+    for mine, start in zip(got[1:], before[1:], strict=True):  # the batch itself stays
+        assert not torch.allclose(mine.float(), start.float(), atol=0.02)
+
+
+@pytest.mark.parametrize("objective", ["grad_norm", doubled], ids=["grad_norm", "custom"])
+@pytest.mark.parametrize("tangent", ["fd", "jvp"])
+def test_factors_under_autocast(
+    tangent: str, objective: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first layer has inputs in float32 and a cotangent in bfloat16, the second has one dtype.
+
+    Without another direction to go by, the moves are those of gradients that are formed.
+    """
+
+    def moved() -> tuple[list[Tensor], Any]:
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 4)
+        )
+        start = [p.detach().clone() for p in model.parameters()]
+        x, y = torch.randn(SAMPLES, 64), torch.arange(SAMPLES)
+        config = TeleportConfig(
+            objective=objective, tangent=tangent, steps=3, radius=0.05, max_loss_change=0.5
+        )
+        with torch.autocast("cpu", torch.bfloat16):
+            report = teleport(model, lambda: F.cross_entropy(model(x).float(), y), config=config)
+        ends = zip(model.parameters(), start, strict=True)
+        return [p.detach() - before for p, before in ends], report
+
+    mine, report = moved()
+    assert report.accepted, report.reason
+    monkeypatch.setattr(network, "FEWER", 10**9)
+    theirs, plain = moved()
+    assert plain.accepted, plain.reason
+    a, b = (torch.cat([m.reshape(-1) for m in moves]) for moves in (mine, theirs))
+    assert float(F.cosine_similarity(a, b, dim=0)) > 0.9
+    assert float(a.norm()) == pytest.approx(float(b.norm()), rel=0.01)
 
 
 def test_a_weight_that_was_not_compared_is_never_trusted() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import linecache
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,6 +39,39 @@ def _refusing() -> Tensor:
 
 def _run(teleporter: Teleporter, closure: Callable[[], Tensor], steps: int, **kwargs: Any) -> Any:
     return [i for i in range(steps) if teleporter.maybe_step(closure, **kwargs) is not None]
+
+
+def test_a_closure_that_does_not_keep_its_batch_is_told_of_once() -> None:
+    """Where it was given: at the line that called ``maybe_step``."""
+    model, closure = _made()
+
+    class Step:
+        def __call__(self) -> Tensor:
+            return closure()
+
+    teleporter = Teleporter(model, torch.optim.SGD(model.parameters(), 0.01), every=1)
+    with pytest.warns(UserWarning, match="a kept Step sees the batch of the present") as warned:
+        teleporter.maybe_step(Step())
+    (one,) = warned
+    assert Path(one.filename).name == Path(__file__).name
+    assert "maybe_step" in linecache.getline(one.filename, one.lineno)
+    for _ in range(3):  # warnings are errors
+        teleporter.maybe_step(Step())
+
+
+@pytest.mark.parametrize("given", ["a function", "a guard", "no optimizer"])
+def test_a_batch_that_judges_nothing_is_not_told_of(given: str) -> None:
+    model, closure = _made()
+
+    class Step:
+        def __call__(self) -> Tensor:
+            return closure()
+
+    optimizer = None if given == "no optimizer" else torch.optim.SGD(model.parameters(), 0.01)
+    teleporter = Teleporter(model, optimizer, every=2)
+    guard = closure if given == "a guard" else None
+    for _ in range(4):  # warnings are errors
+        teleporter.maybe_step(closure if given == "a function" else Step(), guard)
 
 
 @pytest.mark.parametrize("every", [1, 3])
