@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test mutants test-thinc-8 test-oldest-jax lint types package bench-smoke bench-compare bench-gate-check scaling figures docs clean
+.PHONY: help demo test fuzz mutants test-thinc-8 test-oldest-jax lint types package bench-smoke bench-compare bench-gate-check scaling figures docs clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -55,6 +55,11 @@ OLDEST_JAX_TESTS := exclusions graph networks optax products teleport views
 test-oldest-jax: build/oldest-jax/.done  ## Test the JAX adapter on the oldest JAX it supports, no torch
 	build/oldest-jax/bin/python -m pytest -q \
 		$(OLDEST_JAX_TESTS:%=tests/jax_adapter/test_%.py) -k "not other_transformations and not known and not compiles_once"
+
+CASES ?= 10000
+
+fuzz: $(VENV)/.dev  ## Check the certificate on random cases (CASES=10000)
+	$(BIN)/python tests/fuzz_certificate.py --cases $(CASES)
 
 SAMPLE ?= 120
 

@@ -142,7 +142,7 @@ def outputs(x: Matrix, rows: Array) -> Array:
     return rows @ namespace(rows).matrix_transpose(x)
 
 
-_LIMITS: dict[Any, tuple[float, float]] = {}
+_LIMITS: dict[type, dict[Any, tuple[float, float]]] = {}
 
 
 def norm(x: Matrix) -> Array:
@@ -153,11 +153,12 @@ def norm(x: Matrix) -> Array:
     if not traced(x):
         # NumPy's own is a product with itself; that of the standard makes an array of squares.
         plainly = np.linalg.norm(x) if is_numpy_array(x) else xp.linalg.vector_norm(x)
-        if x.dtype not in _LIMITS:
+        limits = _LIMITS.setdefault(type(x), {})  # dtypes of two namespaces must not be compared
+        if x.dtype not in limits:
             info = xp.finfo(x.dtype)
             low = (float(info.smallest_normal) / float(info.eps)) ** 0.5
-            _LIMITS[x.dtype] = low, float(info.max)
-        low, high = _LIMITS[x.dtype]
+            limits[x.dtype] = low, float(info.max)
+        low, high = limits[x.dtype]
         if low < float(plainly) < high:
             return plainly
     size = largest(x)

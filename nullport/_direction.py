@@ -61,6 +61,7 @@ class Directions:
         found: By layer, its null space in numbers, its direction and its effect.
         spaces: By layer, its null space, where it is kept.
         work: Floating-point operations used.
+        begun: Whether a tangent has arrived.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class Directions:
         self.found: dict[int, Found] = {}
         self.spaces = dict(spaces)
         self.work = 0.0
+        self.begun = False
         self._sums = [_Sum() for _ in layers]
         self._users: dict[int, set[int]] = {}
         for index, layer in enumerate(layers):
@@ -115,6 +117,7 @@ class Directions:
         Raises:
             RuntimeError: If that of a later site has been taken before.
         """
+        self.begun = True
         self._finish(before=index)  # a site that is passed over has the tangent 0
         if index not in self._users:
             return

@@ -254,22 +254,11 @@ class _Run:
         self.cost += wish.cost
         step = None if wish.v is None else self._relative(wish.v)
         self._grad_norm = None
-        while True:
-            bits, replay_cost = lin.bits, lin.replay_cost
-            collected = Directions(
-                self.graph,
-                self.layers,
-                lin,
-                self.config,
-                length=self.radius,
-                scale=1.0 if step is None else step,
-                direct=wish.direct,
-                spaces=self.spaces,
-                keep=not last and self._exact,
-            )
-            del lin
-            if wish.v is None or step is None:
-                break
+        bits, replay_cost = lin.bits, lin.replay_cost
+        scale, keep = 1.0 if step is None else step, not last and self._exact
+        collected = self._collector(lin, wish.direct, scale, keep=keep)
+        del lin
+        while wish.v is not None and step is not None:
             self.tangent = self.engine.choose(bits)
             try:
                 call = self.engine(self.graph, wish.v, step, collected, bits, replay_cost)
@@ -278,13 +267,23 @@ class _Run:
             except TangentUnavailable:
                 if not self.engine.give_up(bits):
                     raise
-                lin, _ = self.linearize()  # sites were freed on the way
-                self.cost += GRADIENT
+                if collected.begun:  # sites were freed on the way
+                    again, _ = self.linearize()
+                    collected = self._collector(again, wish.direct, scale, keep=keep)
+                    self.cost += GRADIENT
         self.tangent = self.engine.choose(bits) if self.tangent else ""
         collected.finish()
         self.spaces, self.found = collected.spaces, collected.found
         self.cost += collected.work / self._gradient_work
         return bool(sparse)
+
+    def _collector(
+        self, lin: Linearization, direct: Dense | None, scale: Array | float, *, keep: bool
+    ) -> Directions:
+        """Return what collects the directions at a linearization."""
+        graph, layers, spaces = self.graph, self.layers, self.spaces
+        given = {"length": self.radius, "scale": scale, "direct": direct, "spaces": spaces}
+        return Directions(graph, layers, lin, self.config, keep=keep, **given)  # type: ignore[arg-type]
 
     def _gradients(self, lin: Linearization, sparse: Mapping[int, Matrix]) -> Vector:
         """Return the joint gradient, in factors where that is smaller and can be taken."""

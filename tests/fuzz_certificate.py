@@ -35,7 +35,12 @@ DTYPES = {
     "bfloat16": "array_api_compat.torch",
 }
 ROWS = ("free", "repeated", "collinear", "zero", "near", "scaled apart", "centred")
-UNITS = {"float64": (-66, 0, 66), "float32": (-66, 0, 66), "float16": (0,), "bfloat16": (-66, 0, 66)}
+UNITS = {
+    "float64": (-66, 0, 66),
+    "float32": (-66, 0, 66),
+    "float16": (0,),
+    "bfloat16": (-66, 0, 66),
+}
 GAINS = {
     "soft": lambda e: 1 / (1 + 100 * e),
     "half": lambda e: 0 * e + 0.5,
@@ -102,7 +107,9 @@ class Recorded(ForwardMLPGraph):
         lin = super().linearize(**how)
         if not self.kept:
             here = numbers(self.values), numbers([site.inputs for site in lin.sites])
-            if self.seen and all((a == b).all() for a, b in zip(self.seen[-1][0], here[0], strict=True)):
+            if self.seen and all(
+                (a == b).all() for a, b in zip(self.seen[-1][0], here[0], strict=True)
+            ):
                 self.seen.pop()
             self.seen.append(here)
         return lin
@@ -178,7 +185,9 @@ def draw(generator: np.random.Generator) -> Case:
 
 def main() -> int:
     """Run as many cases as asked for; return whether any certificate was too small."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--cases", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=None, help="by default another one each time")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long")

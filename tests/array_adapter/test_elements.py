@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nullport._graph import Move
+from nullport.network import Change, LowRank
 from nullport_arrays import _elements
 
 W = np.random.default_rng(0).standard_normal((2, 3, 4, 5))
@@ -24,9 +24,9 @@ every_case = pytest.mark.parametrize(("orientation", "stack", "seen"), CASES.val
 @every_case
 def test_read_and_stored(xp: Any, orientation: str, stack: int, seen: Any) -> None:
     layout = _elements.layout_of(W.shape, orientation, stack=stack)
-    found = _elements.read(xp.asarray(W), layout)
+    found = layout.read(xp.asarray(W))
     assert np.array_equal(np.asarray(found), seen)
-    assert np.array_equal(np.asarray(_elements.stored(found, layout, W.shape)), W)
+    assert np.array_equal(np.asarray(layout.written(found, xp.asarray(W))), W)
 
 
 @every_case
@@ -38,18 +38,18 @@ def test_moved(xp: Any, orientation: str, stack: int, seen: Any, factors: bool) 
     right = rng.standard_normal((*seen.shape[:-2], 2, seen.shape[-1]))
     change = left.swapaxes(-1, -2) @ right
     move = (
-        Move(0, layout, xp.asarray(right), xp.asarray(left))
+        Change(0, layout, LowRank(xp.asarray(left), xp.asarray(right)))
         if factors
-        else Move(0, layout, xp.asarray(change))
+        else Change(0, layout, xp.asarray(change))
     )
-    found = _elements.read(_elements.moved(xp.asarray(W), move), layout)
+    found = layout.read(move.added_to(xp.asarray(W)))
     assert np.allclose(np.asarray(found), seen + change, rtol=1e-14, atol=1e-14)
 
 
 def test_the_dtype_of_the_parameter_stays() -> None:
     layout = _elements.bias_layout((4,))
     w = np.ones(4, np.float32)
-    found = _elements.moved(w, Move(0, layout, np.full(4, 1e-3)))
+    found = Change(0, layout, np.full(4, 1e-3)).added_to(w)
     assert found.dtype == np.float32
     assert np.array_equal(w, np.ones(4))
 
@@ -60,7 +60,7 @@ def test_what_is_given_stays_as_it_is() -> None:
     copies = [a.copy() for a in (w, left, right, w)]
     layout = _elements.layout_of(w.shape, "out_in")
     change = np.ones((4, 3))
-    for move in (Move(0, layout, right, left), Move(0, layout, change)):
-        assert not np.array_equal(_elements.moved(w, move), w)
+    for move in (Change(0, layout, LowRank(left, right)), Change(0, layout, change)):
+        assert not np.array_equal(move.added_to(w), w)
     assert all(map(np.array_equal, (w, left, right, w), copies))
     assert np.array_equal(change, np.ones((4, 3)))

@@ -75,12 +75,6 @@ def test_wrong_type(claims: list[EntryPoint]) -> None:
 
 
 def test_public_names() -> None:
-    assert nullport.__all__ == [
-        "LayerGraph",
-        "TeleportConfig",
-        "TeleportReport",
-        "teleport",
-    ]
     assert lab.__all__ == ["Backend", "available_backends", "load_backend"]
     assert all(hasattr(module, name) for module in (nullport, lab) for name in module.__all__)
     assert nullport.__version__.count(".") == 2

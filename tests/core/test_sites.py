@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.lib.stride_tricks import as_strided
 
-from nullport._layout import Layout, matrix
+from nullport._sites import Layout, matrix
 
 MEMORY = np.arange(400)
 
