@@ -66,11 +66,11 @@ def test_norms_keep_their_height(conf: dict[str, Any]) -> None:
 def test_every_public_name_has_a_place() -> None:
     text = (DOCS / "api.md").read_text("utf-8")
     whole = set(re.findall(r"automodule:: (\S+)", text))
-    assert {"nullport_torch", "nullport_jax", "nullport_arrays", "nullport.protocol"} <= whole
+    assert {"nullport_torch", "nullport_jax", "nullport_arrays", "nullport.network"} <= whole
     assert {"nullport.lab.backends", "nullport.lab.compare"} <= whole
     single = set(re.findall(r"auto(?:function|class):: (\S+)", text))
     import nullport
-    import nullport.protocol
+    import nullport.network
 
     for name in nullport.__all__:
-        assert f"nullport.{name}" in single or name in nullport.protocol.__all__, name
+        assert f"nullport.{name}" in single or name in nullport.network.__all__, name

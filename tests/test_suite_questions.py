@@ -108,7 +108,14 @@ def test_every_field_is_varied() -> None:
     assert set(varied) == {f.name for f in fields(TeleportConfig)}
     assert varied["include"] == {("1.*", "3.*")}
     assert varied["exclude"] == {("1.*",), ("3.*",)}
-    assert varied["objective"] == {"grad_norm", "decrease", "look_ahead", "others"}
+    assert varied["objective"] == {
+        "grad_norm",
+        "decrease",
+        "look_ahead",
+        "others",
+        "sharpness",
+        "weight_norm",
+    }
     assert varied["projection"] == {"threshold", "none"}
     assert varied["tangent"] == {"jvp", "fd"}
     assert varied["bias"] == {False}

@@ -118,7 +118,7 @@ def by_key(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {r["key"]: r for r in records}
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.9])
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.6, 0.9])
 def test_a_page_of_part_of_the_runs(tmp_path: Path, share: float) -> None:
     declared = grid(tmp_path, SCHEDULES + PARTS)
     records = made(declared)

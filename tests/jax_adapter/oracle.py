@@ -146,7 +146,7 @@ def find(built: Built) -> Found:
             unexplained = [_unexplained(graph, b, lin) for b in captured]
         blocks.extend(captured)
         uses.extend(lin.uses)
-        reasons.update((e.name, e.reason) for e in excluded)
+        reasons.update(excluded)
         return lin.loss, lin.gradients, parts, norms, rows, directions, unexplained
 
     out = jax.jit(run)([leaf for leaf, h in zip(data, held, strict=True) if h])

@@ -77,6 +77,7 @@ def _changes(config: TeleportConfig, declared: Entry) -> Iterator[tuple[str, dic
     ):
         for factor in (0.1, 10.0):
             yield field, {field: float(f"{min(number * factor, most):g}")}
+    yield "max_gain", {"max_gain": 10 * config.max_gain}  # a tenth is less than no growth
     yield from (("steps", {"steps": n}) for n in (config.steps // 10, 10 * config.steps) if n)
     yield "bias", {"bias": not config.bias}
     for field in ("include", "exclude"):
