@@ -64,6 +64,7 @@ nitpick_ignore_regex = [
     ),
     ("py:class", "The gradient"),  # the beginning of a property's docstring, taken for its type
     ("py:attr", "graph"),
+    ("py:class", r"nullport\.network\.T|contextlib\.AbstractContextManager"),
 ]
 
 sphinx_gallery_conf = {

@@ -85,7 +85,7 @@ class Layout:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the stack of matrices: (..., out, in), or (..., out) for a bias."""
+        """The shape in which it is read, (..., out, in), or (..., out) for a bias."""
         parts = [self.out, self.inp] if self.inp else [self.out]
         stack = (size for size, _ in self.stack)
         return (*stack, *(prod(size for size, _ in part) for part in parts))

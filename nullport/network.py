@@ -97,7 +97,7 @@ __all__ = [
 ]
 
 FORWARD, BACKWARD, GRADIENT = 1 / 3, 2 / 3, 1.0
-"""Compute, in gradients of the captured batch: of the three products per layer, one is forward."""
+"""Compute in gradients of the captured batch. Of the three products per layer, one is forward."""
 
 MISMATCH = {16: 0.05, 32: 1e-4, 64: 1e-9}
 """Largest relative part of a gradient, by dtype bits, that the sites may leave unexplained."""
@@ -218,7 +218,7 @@ class LayerGraph(ABC):
     """How to add over replicas."""
 
     batches: frozenset[str] = frozenset()
-    """Which batches of other samples are known: ``"guard"`` (judges moves), ``"others"``."""
+    """Names of the batches of other samples that are known; ``"guard"`` and ``"others"``."""
 
     has_optimizer: bool = False
     """Whether :meth:`optimizer_step` is known."""
@@ -346,7 +346,7 @@ class LayerGraph(ABC):
 class FunctionalGraph(LayerGraph):
     """A graph that holds its weights as arrays and never writes into them.
 
-    A subclass supplies :meth:`linearize` (at ``self.weights()``), :meth:`inputs` and
+    A subclass supplies ``linearize`` (at ``self.weights()``), :meth:`inputs` and
     :meth:`evaluate`; that is enough for ``grad_norm`` without forward mode.
     """
 

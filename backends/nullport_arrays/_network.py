@@ -110,7 +110,8 @@ class NetworkProgram:
         names: Dotted names of the parameters.
         parameters: What the core needs to know of each.
         data: Inputs and targets of each batch.
-        dense: Indices of the weights of dense layers, which may be :class:`Shifted`.
+        dense: Indices of the weights that may be :class:`Shifted`: those of dense layers, unless
+            their forward pass is the user's own.
     """
 
     network: Layer
@@ -148,7 +149,7 @@ class NetworkProgram:
             deltas[path] = delta
 
         layers = last.linear.items()
-        self.dense = {self._place(p) for p, (y, _) in layers if isinstance(y, FullyConnected)}
+        self.dense = {self._place(p) for p, (y, _) in layers if _takes_shifted(y)}
         known = self._known(weights, uses, last) if checked else ()
         watch = Watch(receive, factored={self.names[i] for i in known})
         loss, cotangent = self.loss_function.value_and_cotangent(
@@ -274,6 +275,10 @@ class NetworkGraph(ArrayGraph):
     def tree(self, vector: Dense) -> Params:
         """Return a vector over all parameters as nested dicts."""
         return self.program.tree(vector)
+
+
+def _takes_shifted(layer: Linear) -> bool:
+    return getattr(type(layer), "forward", None) is FullyConnected.forward
 
 
 def _inside(path: str, name: str) -> str:

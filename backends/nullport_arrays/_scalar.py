@@ -8,8 +8,8 @@ from array_api_compat import device, is_array_api_obj
 
 from nullport.network import Array, Parameter, namespace
 
-WIDEST = 64
-"""Bits of the widest floats that have a QR and an eigendecomposition."""
+BITS = (16, 32, 64)
+"""Widths of the floats that weights may hold: float16 and bfloat16, float32, float64."""
 
 
 def as_loss(value: Any, like: Array, what: str = "loss") -> Array:
@@ -42,14 +42,19 @@ def describe(name: str, array: Any) -> Parameter:
     """Return what the core needs to know of a weight.
 
     Raises:
-        TypeError: If it is no array, or holds floats that have no linear algebra.
+        TypeError: If it is no array, or holds floats of another format.
     """
     if not is_array_api_obj(array):
         msg = f"weight {name} is a {type(array).__name__}; allowed: an array"
         raise TypeError(msg)
-    if is_float(array):
-        if namespace(array).finfo(array.dtype).bits > WIDEST:
-            msg = f"weight {name} holds {array.dtype}; allowed: float64, float32 or narrower floats"
-            raise TypeError(msg)
-        return Parameter(name)
-    return Parameter(name, movable=False, reason=f"it holds {array.dtype}, not floats")
+    try:
+        floats, origin = is_float(array), ""
+    except TypeError:  # such as bfloat16 of ml_dtypes in an array of NumPy
+        floats, origin = True, " of another library"
+    if not floats:
+        return Parameter(name, movable=False, reason=f"it holds {array.dtype}, not floats")
+    if origin or namespace(array).finfo(array.dtype).bits not in BITS:
+        msg = f"weight {name} holds {array.dtype}{origin}; allowed: "
+        msg += "float64, float32, float16, bfloat16"
+        raise TypeError(msg)
+    return Parameter(name)

@@ -15,7 +15,7 @@ Graph = TypeVar("Graph", bound=ArrayGraph)
 class Teleporter(nullport.Teleporter, Generic[Graph]):
     """Teleports a network every so often during training.
 
-    Call :meth:`maybe_step` before every training step, on that step's batch. The two batches
+    Call ``maybe_step`` before every training step, on that step's batch. The two batches
     before it serve as other samples: one to look ahead with, one to have the last word.
 
     Attributes:

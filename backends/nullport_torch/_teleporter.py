@@ -17,10 +17,10 @@ from nullport_torch._graph import Closure, TorchGraph
 class Teleporter(nullport.Teleporter):
     """Teleports a model every so often during training.
 
-    Call :meth:`maybe_step` before the forward pass of every training step, on that step's batch,
+    Call ``maybe_step`` before the forward pass of every training step, on that step's batch,
     given as a closure that runs the forward pass and returns the loss. With the optimizer given,
     the two batches before it serve as other samples: one to look ahead with, one to have the last
-    word. For them to be among :meth:`state_dict`, closures must be plain functions of their batch:
+    word. For them to be among ``state_dict``, closures must be plain functions of their batch:
     ``lambda: loss_fn(model(x), y)``. Whatever data a closure names is saved, all of it: name the
     batch, not the dataset.
 
@@ -86,7 +86,7 @@ class Teleporter(nullport.Teleporter):
     def backward(self, closure: Closure) -> Tensor:
         """Do what ``closure().backward()`` does, without the work if a teleport has just done it.
 
-        Call it after :meth:`maybe_step` with the same closure. The gradient at the weights that a
+        Call it after ``maybe_step`` with the same closure. The gradient at the weights that a
         teleport settles on is that of the training step, so it is handed over; unless the forward
         pass draws random numbers or updates buffers, the model is wrapped, the optimizer is not
         known or trains other parameters too. Hooks on gradients do not see a gradient that is
