@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
-from nullport._arrays import Array
+Array: TypeAlias = Any
 
 Objective = Callable[[Sequence[Array]], Sequence[Array]]
 """A custom objective: takes the gradient, one array per parameter, and returns ``v = dphi/dg``."""
 
 Gain = Callable[[Array], Array]
-"""A custom projection: takes the energies of a layer's inputs along orthonormal directions, as$
+"""A custom projection: takes the energies of a layer's inputs along orthonormal directions, as
 shares of their sum, shape (..., k), and returns what is kept of a move along each, in [0, 1]."""
 
 PROJECTIONS = ("budget", "threshold", "none")

@@ -47,6 +47,9 @@ DEPTH_RADIUS, RADIUS = 1.3, 0.3
 """Sum of relative radii over all moved layers, and the largest for one of them. Measured: the
 gradient norm grows alike (fourfold) over 6 to 66 linear maps where radius times depth is 1.3."""
 
+SUMS = 64
+"""Rounding of a norm, in spacings of its dtype: the sum of many squares."""
+
 SAMPLED_ROWS = 16
 """Rows on which the output change is measured where the null space is exact."""
 
@@ -111,7 +114,8 @@ def effect(
     if layer.exact and (space.resolved or known(space.empty)):
         change, bound = _seen(delta, sample, space.size, together), space.leak * size
     else:
-        change = bound = together.norm(output_change(layer, sites, dense(delta)))
+        change = together.norm(output_change(layer, sites, dense(delta)))
+        bound = change * (1 + SUMS * eps(size))
     bound = bound + space.rounding * spread
     return Found(
         space.free, space.empty, space.size, delta, size, share + zero, change, bound, sample

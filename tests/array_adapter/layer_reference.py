@@ -14,7 +14,7 @@ from array_api_compat import device, to_device
 from helpers.installed import installed
 from numpy.typing import NDArray
 
-from nullport._arrays import namespace
+from nullport.network import namespace
 from nullport_arrays.layers import (
     GELU,
     Attention,

@@ -312,6 +312,38 @@ def test_no_array() -> None:
         from_callables({"W": [1.0]}, inputs=dict, loss=float, cotangents=dict)
 
 
+def odd(package: str, name: str) -> Any:
+    """Return an array of floats in a format that is not allowed."""
+    if package == "numpy":
+        return np.ones((3, 2), getattr(np, name))
+    library = pytest.importorskip(package)
+    if package == "ml_dtypes":
+        return np.ones((3, 2), getattr(library, name))
+    return library.ones((3, 2), dtype=getattr(library, name))
+
+
+FORMATS = [("numpy", "longdouble"), ("ml_dtypes", "bfloat16"), ("jax.numpy", "float8_e4m3fn")]
+
+
+@pytest.mark.parametrize(("package", "name"), FORMATS, ids=[name for _, name in FORMATS])
+def test_floats_of_another_format_are_refused(package: str, name: str) -> None:
+    weight = odd(package, name)
+    if weight.dtype == np.float64:
+        pytest.skip("no longdouble of its own")
+    message = rf"weight W holds {weight.dtype}.*; allowed: float64, float32, float16, bfloat16"
+    with pytest.raises(TypeError, match=message):
+        from_callables({"W": weight}, inputs=dict, loss=float, cotangents=dict)
+
+
+@pytest.mark.parametrize(
+    ("package", "name"),
+    [("numpy", "float16"), ("numpy", "float32"), ("jax.numpy", "bfloat16"), ("torch", "bfloat16")],
+)
+def test_floats_that_are_allowed(package: str, name: str) -> None:
+    graph = from_callables([odd(package, name)], inputs=list, loss=float, cotangents=list)
+    assert [p.movable for p in graph.parameters] == [True]
+
+
 def test_jvp_is_refused() -> None:
     net = Net()
     config = TeleportConfig(tangent="jvp", objective="grad_norm")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from array_adapter.layer_reference import PLACES, error, place
 from nullport import TeleportConfig, network
 from nullport.network import DenseSite, LowRank
 from nullport_arrays import teleport
-from nullport_arrays._network import NetworkGraph
+from nullport_arrays._network import NetworkGraph, NetworkProgram
 from nullport_arrays.layers import (
     SILENT,
     Attention,
@@ -38,11 +39,11 @@ X, Y = RNG.standard_normal((SAMPLES, WIDTH)), np.arange(SAMPLES) % 4
 
 @dataclass(frozen=True, init=False)
 class Own(Dense):
-    """A product as users wrote it before layers could ask anything of a watch."""
+    """A product as users write it, that knows nothing of factors."""
 
     def forward(self, params: Params, x: Any, watch: Watch = SILENT) -> tuple[Any, Any]:
         watch(self, x)
-        y = self._product(x, params["weight"])
+        y = x @ params["weight"].T
         watch.product(self, y)
         return y + params["bias"], x
 
@@ -96,9 +97,11 @@ def test_inputs_are_those_of_weights_moved_along_the_formed_gradient(one: Proble
     assert len(uses) >= 2
     sparse = list(lin.gradients)
     for index, use in uses.items():
-        site = lin.sites[use.site]
-        sparse[index] = LowRank(site.cotangent, site.inputs)
-        assert np.allclose(sparse[index].dense(), lin.gradients[index], rtol=1e-10, atol=1e-14)
+        assert use.site is not None
+        site, formed = lin.sites[use.site], lin.gradients[index]
+        assert isinstance(formed, np.ndarray)
+        sparse[index] = gradient = LowRank(site.cotangent, site.inputs)
+        assert np.allclose(gradient.dense(), formed, rtol=1e-10, atol=1e-14)
     got, expected = replayed(graph, sparse), replayed(graph, lin.gradients)
     assert list(got) == list(expected)
     assert len(got) >= 2
@@ -147,10 +150,95 @@ def test_gradients_that_sites_know_are_not_formed_and_change_nothing_else() -> N
     assert part.reused
     sparse = [i for i, g in enumerate(part.gradients) if isinstance(g, LowRank)]
     assert [graph.parameters[i].name for i in sparse] == ["0.weight", "2.weight"]
-    for mine, theirs in zip(part.gradients, whole.gradients, strict=True):
-        assert np.allclose(network.dense(mine), theirs, rtol=1e-12, atol=1e-15)
+    pairs = zip(network.densified(part.gradients), whole.gradients, strict=True)
+    assert all(np.allclose(mine, theirs, rtol=1e-12, atol=1e-15) for mine, theirs in pairs)  # type: ignore[arg-type]
     for one, other in zip(part.sites, whole.sites, strict=True):
-        assert np.array_equal(one.cotangent, other.cotangent)
+        assert np.array_equal(one.cotangent, other.cotangent)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("tangent", ["fd", "jvp"])
+@pytest.mark.parametrize("custom", [False, True], ids=["grad_norm", "custom"])
+def test_later_steps_form_no_gradient_that_sites_know(
+    custom: bool, tangent: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+    given: list[list[Any]] = []
+    plain = NetworkProgram.linearize
+
+    def watched(self: NetworkProgram, weights: Any, **options: Any) -> Any:
+        lin = plain(self, weights, **options)
+        sparse = [isinstance(g, LowRank) for g in lin.gradients]
+        seen.append([name for name, is_sparse in zip(self.names, sparse, strict=True) if is_sparse])
+        return lin
+
+    def double(gradients: Any) -> Any:
+        given.append(list(gradients))
+        return [2 * g for g in gradients]
+
+    monkeypatch.setattr(NetworkProgram, "linearize", watched)
+    objective: Any = double if custom else "grad_norm"
+    config = TeleportConfig(objective=objective, tangent=tangent, steps=3, radius=1e-3)
+    _, report = moved(CHAIN, config)
+    assert report.accepted
+    known = ["0.weight", "2.weight"]
+    assert seen == [[], known, known]
+    assert len(given) == (3 if custom else 0)
+    assert all(isinstance(g, np.ndarray) for gradients in given for g in gradients)
+
+
+def test_layers_of_the_users_own_are_not_asked_to_take_factors() -> None:
+    one = PROBLEMS["one of the user's own"]
+    with place("numpy") as here:
+        graph = one.graph(here)
+    graph.linearize(again=True)
+    lin = graph.linearize(unchanged=True, checked=True)
+    names = [graph.parameters[i].name for i in sorted(graph.program.dense)]
+    assert names == ["0.weight", "4.weight", "5.weight"]
+    own = [isinstance(g, np.ndarray) for g in lin.gradients]
+    assert own[[p.name for p in graph.parameters].index("2.weight")]
+    config = TeleportConfig(tangent="fd", steps=3, radius=0.1, objective="grad_norm")
+    assert teleport(graph, config).accepted
+
+
+def test_no_array_of_the_size_of_a_weight_is_made() -> None:
+    width = 512
+    layers = Dense(width, width), Tanh(), Dense(width, width), Tanh(), Dense(width, 4)
+    big = Problem(Sequential(*layers), CrossEntropy(), RNG.standard_normal((3, width)), Y)
+    with place("numpy") as here:
+        graph = big.graph(here)
+    formed = graph.linearize(again=True).gradients
+
+    def peak(work: Any) -> tuple[float, Any]:
+        """Return the most memory that was held at a time, in weights, and what was made."""
+        tracemalloc.start()
+        made = work()
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most / graph.params["0"]["weight"].nbytes, made
+
+    def linearized(*, checked: bool) -> Any:
+        return graph.linearize(unchanged=True, again=True, checked=checked).gradients
+
+    def replay(v: Any) -> None:
+        graph.replay(v, np.asarray(0.1), lambda *_: None)
+
+    most, factors = peak(lambda: linearized(checked=True))
+    assert most < 0.2
+    assert peak(lambda: linearized(checked=False))[0] > 1
+    assert peak(lambda: replay(factors))[0] < 0.2
+    assert peak(lambda: replay(formed))[0] > 1
+
+
+def test_factors_keep_the_dtype_of_the_network() -> None:
+    with place("numpy") as here:
+        graph = CHAIN.graph(here, "float32")
+    graph.linearize(again=True)
+    lin = graph.linearize(unchanged=True, checked=True)
+    sparse = [g for g in lin.gradients if isinstance(g, LowRank)]
+    assert {a.dtype for g in sparse for a in (g.left, g.right)} == {np.dtype("float32")}
+    found = replayed(graph, lin.gradients)  # the step is float64
+    assert len(found) == 2
+    assert {x.dtype for x in found.values()} == {np.dtype("float32")}
 
 
 def test_a_layer_on_the_batch_itself_is_handed_no_difference() -> None:

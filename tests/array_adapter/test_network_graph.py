@@ -187,7 +187,7 @@ def test_settled_gradient_is_that_of_the_next_step(problem: Problem) -> None:
         fresh = problem.graph(here)
         value, expected = fresh.program.gradient(graph.weights(), "batch")
     assert float(loss) == float(value)
-    assert all(np.array_equal(a, b) for a, b in zip(gradient, expected, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(gradient, expected, strict=True))  # type: ignore[arg-type]
 
 
 def test_inspect_lists_every_weight() -> None:

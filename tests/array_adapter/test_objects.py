@@ -276,6 +276,15 @@ def test_bad_arguments(layers: Any, loss: Any, kind: type[Exception], message: s
         from_layers(layers, loss, (X, Y))
 
 
+def test_longdouble_is_refused() -> None:
+    if np.dtype(np.longdouble) == np.float64:
+        pytest.skip("no longdouble of its own")
+    layers = net(Listed)
+    layers[2].params[0] = layers[2].params[0].astype(np.longdouble)
+    with pytest.raises(TypeError, match=r"weight 2\.Listed\.0 holds float\d+; allowed: float64, "):
+        from_layers(layers, squared, (X, Y))
+
+
 def test_read_only_weights() -> None:
     layers = net(Listed)
     layers[0].params[0].flags.writeable = False
