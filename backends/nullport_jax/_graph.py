@@ -40,6 +40,7 @@ class JaxGraph(FunctionalGraph):
     are parameters that do not; whatever is no array is held fixed, as it is in the batches.
     """
 
+    factors = True
     repeatable = True
     _weights: Leaves
 

@@ -125,8 +125,12 @@ def test_what_is_missing_is_said() -> None:
     with pytest.raises(ValueError, match="pass tx= and opt_state="):
         graph.optimizer_step([None, None, None])
     b = built()
-    with pytest.raises(ValueError, match="give others="):
+    with pytest.raises(ValueError, match="pass tx= and opt_state="):
         teleport(b.loss, b.params, *b.batch, config=TeleportConfig(objective="others"))
+    optax = pytest.importorskip("optax")
+    tx, config = optax.sgd(0.1), TeleportConfig(objective="others")
+    with pytest.raises(ValueError, match="pass others="):
+        teleport(b.loss, b.params, *b.batch, tx=tx, opt_state=tx.init(b.params), config=config)
     with pytest.raises(ValueError, match="1 arrays, none of them of floats"):
         JaxGraph(b.loss, {"steps": jnp.arange(2)}, b.batch)
     with pytest.raises(ValueError, match=r"loss_fn returned float64\[4, 3\], expected a scalar"):
