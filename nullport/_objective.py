@@ -14,8 +14,7 @@ gradient, ``direct``:
 - ``others``, a control: the same with ``v = 0``.
 - ``sharpness`` (as Zhao et al., 2024, by curvature): minus the curvature of the loss along the
   optimizer's step, ``-(L(w - u) - L(w) + <g, u>)``, which is ``-<u, H u> / 2`` to second order.
-  With ``u`` held still, ``v = -u`` and ``direct = grad L(w - u)``; that of ``L(w)`` itself lies in
-  the row space.
+  With ``u`` held still, ``v = -u`` and ``direct = grad L(w - u) - grad L(w)``.
 - ``weight_norm``: ``-||W||^2 / 2``, ``direct = W``; no tangent, and the length is that of the
   projection, ``W P``, with which it is exact.
 
@@ -100,7 +99,8 @@ def _others(graph: LayerGraph, gradients: Dense) -> Pull:
 
 def _sharpness(graph: LayerGraph, gradients: Dense) -> Pull:
     step = graph.optimizer_step(gradients)
-    _, direct = mean_gradient(graph, "batch", step)
+    _, after = mean_gradient(graph, "batch", step)
+    direct = combine(after, -1.0, gradients)
     return Pull([None if u is None else -u for u in step], direct, cost=GRADIENT)
 
 
