@@ -19,6 +19,7 @@ from nullport import TeleportConfig
 from nullport.lab.cli import errors, main, parser
 from nullport.lab.cli.options import add_options, converter, descriptions, given
 from nullport.lab.compare import Results, Settings
+from nullport.lab.compare.named import Named
 
 QUICK = ["compare", "--seeds", "1", "--budget", "20", "--width", "16", "--every", "5"]
 
@@ -174,6 +175,7 @@ def options(command: str) -> dict[str, Any]:
         (float, "3", 3.0),
         (str, "x y", "x y"),
         (Literal["a", "b"] | Callable[[int], int], "b", "b"),
+        (Literal["a", "b"] | Callable[[int], int], "own.py:f", Named("own.py:f")),
     ],
 )
 def test_a_hint_says_how_text_is_read(hint: Any, text: str, value: Any) -> None:
@@ -231,6 +233,17 @@ class Extended:
         ("compare --device tpu", "invalid device: 'tpu'; allowed: 'cpu'"),
         ("compare --backend tf", "unknown backend 'tf'; available: "),
         ("compare --teleport-radius far", "invalid value: 'far'; allowed: 'auto', a number"),
+        ("compare --teleport-max-gain 1", "invalid max_gain: 1.0; allowed: a finite number in (1"),
+        (
+            "compare --teleport-objective flat",
+            "invalid value: 'flat'; allowed: 'auto', 'grad_norm', 'decrease', 'look_ahead', "
+            "'others', 'sharpness', 'weight_norm', FILE.py:FUNCTION",
+        ),
+        ("compare --teleport-projection own.py:", "invalid value: 'own.py:'; allowed: 'budget'"),
+        (
+            "inspect none.py:make --teleport-projection none.py:gains",
+            "invalid projection: no such file: 'none.py'; allowed: an existing Python file",
+        ),
         ("compare --teleport-threshold 2", "invalid threshold: 2.0; allowed: a finite number"),
         ("compare --out /dev/null/x", "invalid out: '/dev/null/x'; allowed: a folder"),
         ("inspect model.py", "invalid target: 'model.py'; allowed: FILE.py:FUNCTION"),

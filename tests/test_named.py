@@ -1,19 +1,24 @@
-"""Functions that a user names: in files, in modules, and a task of one's own made by one."""
+"""Functions that a user names: tasks of one's own, objectives and projections."""
 
 from __future__ import annotations
 
 import json
+import pickle
 import sys
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from nullport import TeleportConfig
 from nullport.lab.cli import main
-from nullport.lab.compare import Settings, Task, check, load_task
-from nullport.lab.compare.named import BadTarget, named
-from nullport.lab.suite import runner
+from nullport.lab.compare import Results, Settings, Task, check, load_task
+from nullport.lab.compare.named import BadTarget, Named, named
+from nullport.lab.compare.teleports import as_text, check_functions, from_text
+from nullport.lab.suite import runner, sensitivity
+from nullport.lab.suite.grid import Grid
 
 OWN = """
 import numpy as np
@@ -41,6 +46,26 @@ def no_module(data):
 
 def number(data):
     return 3
+
+def aim(gradients):
+    with open("seen.txt", "a") as file:
+        print("aim", len(gradients), file=file)
+    return [None if g is None else OUTPUTS * g for g in gradients]
+
+def gains(energies):
+    with open("seen.txt", "a") as file:
+        print("gains", file=file)
+    return 0 * energies + (energies < 1e-3)
+
+def too_much(energies):
+    return 0 * energies + OUTPUTS
+
+def make():
+    import torch
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+    x = torch.randn(4, 3)
+    return model, lambda: model(x).square().mean()
 
 def broken(data):
     raise RuntimeError("the user's own error")
@@ -206,3 +231,152 @@ def test_tasks_are_not_compared_by_their_arrays(file: str) -> None:
     one, two = (load_task(f"{file}:plain") for _ in range(2))
     assert isinstance(one, Task)
     assert one != two
+
+
+# Objectives and projections ----------------------------------------------------------------------
+
+
+def test_a_named_function_is_its_name(file: str) -> None:
+    target = f"{file}:too_much"
+    one, two = Named(target), Named(target)
+    assert one == two
+    assert hash(one) == hash(two)
+    assert repr(one) == repr(target)
+    for copied in (pickle.loads(pickle.dumps(one)), deepcopy(one)):
+        assert copied == one
+        assert copied(1.0) == 2
+    assert one.imported() is two.imported()  # once in a process
+    with pytest.raises(BadTarget, match=r"invalid target: 'own.py'; allowed: FILE.py:FUNCTION"):
+        Named("own.py")
+
+
+def test_a_file_is_that_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "here.py").write_text(f"def where(): return {name!r}\n")
+        monkeypatch.chdir(tmp_path / name)
+        assert Named("here.py:where")() == name
+
+
+def test_a_configuration_is_text_and_back(file: str) -> None:
+    given = {"objective": f"{file}:aim", "projection": "own.py:gains", "radius": 0.2}
+    config = from_text(given)
+    assert (config.objective, config.projection) == tuple(map(Named, list(given.values())[:2]))
+    assert {k: v for k, v in as_text(config).items() if k in given} == given
+    assert from_text(json.loads(json.dumps(as_text(config)))) == config
+    assert from_text({}) == TeleportConfig()
+    assert as_text(TeleportConfig(objective=np.negative))["objective"] == "negative"
+    with pytest.raises(ValueError, match=r"invalid threshold: 0.1 with projection 'own.py:gains'"):
+        from_text({"threshold": 0.1, "projection": "own.py:gains"})
+    check_functions(from_text({"objective": f"{file}:aim"}))
+    with pytest.raises(BadTarget, match=r"invalid projection: no such file: 'own.py'; allowed"):
+        check_functions(from_text({"projection": "own.py:gains"}))
+
+
+def test_sensitivity_varies_the_rest_of_a_function(file: str) -> None:
+    config = from_text({"objective": f"{file}:aim"})
+    found = sensitivity.variants(config, {})
+    assert found["budget = 0.02"].objective == config.objective
+    assert found["objective = auto"].objective == "auto"
+
+
+SMALL = "compare --seeds 1 --budget 12 --batch 8 --width 8 --at 3 --quiet"
+CELL = """
+[[cells]]
+task = "own.py:plain"
+seeds = 1
+budget = 12
+batch = 8
+width = 8
+at = [3]
+"""
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax", "numpy"])
+def test_compare_takes_an_objective_and_a_projection(
+    cli: None, file: str, tmp_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(backend)
+    monkeypatch.chdir(tmp_path)
+    own = ["--teleport-objective", f"{file}:aim", "--teleport-projection", "own.py:gains"]
+    argv = [*SMALL.split(), "--task", f"{file}:plain", "--backend", backend, *own]
+    assert main(argv) == 0
+    seen = set(Path("seen.txt").read_text().split("\n"))
+    assert {"aim 8", "gains"} <= seen  # four layers with biases
+    record = json.loads(Path("nullport-compare.json").read_text())
+    written = record["settings"]["teleport"]
+    assert (written["objective"], written["projection"]) == (f"{file}:aim", "own.py:gains")
+    settings = Results.from_dict(record).settings
+    assert settings.teleport.objective == Named(f"{file}:aim")
+    assert Results.from_dict(record).as_dict() == record
+    assert len(record["runs"][1]["teleports"]) == 1
+
+
+BAD = [
+    ("objective", "own.py:nope", "invalid objective: no such function in own.py: 'nope'; its"),
+    ("objective", "none.py:aim", "invalid objective: no such file: 'none.py'; allowed: an"),
+    ("projection", "own.py:constant", "invalid projection: no such function in own.py: 'constant'"),
+    ("projection", "own.py:too_much", "the projection returned gains from 2 to 2; allowed: num"),
+]
+
+
+@pytest.mark.parametrize(("field", "target", "message"), BAD)
+@pytest.mark.parametrize("command", ["compare", "suite", "inspect"])
+def test_errors_of_an_objective_are_one_line(
+    cli: None, file: str, field: str, target: str, message: str, command: str, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    Path("grid.toml").write_text(f'{CELL}[methods.own]\nteleport = {{ {field} = "{target}" }}\n')
+    option = [f"--teleport-{field}", target]
+    argv = {
+        "compare": [*SMALL.split(), "--task", "own.py:plain", *option],
+        "suite": ["suite", "grid.toml", "--quiet"],
+        "inspect": ["inspect", "own.py:make", *option],
+    }
+    assert main(argv[command]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+
+
+def test_inspect_takes_a_projection(
+    cli: None, file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    argv = ["inspect", "own.py:make", "--json", "--teleport-projection", "own.py:gains"]
+    assert main(argv) == 0
+    assert {layer["name"] for layer in json.loads(capsys.readouterr().out)} > {"2.weight"}
+    assert "gains" in Path("seen.txt").read_text()
+
+
+def test_a_grid_takes_functions_and_resumes(
+    cli: None, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own.toml").write_text(
+        CELL + '[methods.own]\nteleport = { projection = "own.py:gains", max_gain = 2.0, '
+        'objective = ["own.py:aim", "sharpness", "weight_norm"] }\n'
+    )
+    assert main(["suite", "own.toml", "--quiet"]) == 0
+    text = Path("own.jsonl").read_text()
+    records = [json.loads(line) for line in text.splitlines()]
+    teleports = [r["settings"]["teleport"] for r in records if r["teleport_steps"]]
+    objectives = {"own.py:aim", "sharpness", "weight_norm"}
+    assert {t["objective"] for t in teleports} == objectives
+    assert {(t["projection"], t["max_gain"]) for t in teleports} == {("own.py:gains", 2.0)}
+    assert {record["key"] for record in records} == {
+        job.key for job in Grid.read(Path("own.toml")).jobs()
+    }
+    assert main(["suite", "own.toml", "--quiet"]) == 0
+    assert Path("own.jsonl").read_text() == text  # nothing was run again
+
+
+def test_functions_reach_other_processes(
+    cli: None, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own.toml").write_text(CELL + '[methods.own]\nteleport = { objective = "own.py:aim" }\n')
+    assert main(["suite", "own.toml", "--quiet", "--processes", "2"]) == 0
+    assert "aim 8" in Path("seen.txt").read_text()

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from helpers.suite import PARTS, TUNED, Convex, OneWeight, backend, grid, record, task
 
-from nullport import TeleportConfig
-from nullport._step import RADIUS
+from nullport import TeleportConfig, _step
 from nullport.lab.suite import barrier, sensitivity, tuning
 from nullport.lab.suite.barrier import OTHER_SEED, Pairs
 from nullport.lab.suite.checks import BASELINE
 from nullport.lab.suite.grid import Grid, Job
+from nullport.lab.suite.sensitivity import RADIUS
 
 
 def choices(declared: Grid) -> list[tuning.Choice]:
@@ -127,6 +127,8 @@ def test_numbers_change_by_a_factor_of_10_as_far_as_is_allowed() -> None:
         return [getattr(c, field) for name, c in found.items() if name.startswith(f"{field} = ")]
 
     default = TeleportConfig()
+    assert [_step.radius_of(default, layers) for layers in (1, 4)] == [RADIUS, RADIUS]
+    assert numbers(default, "max_gain") == [40.0]
     assert numbers(default, "budget") == pytest.approx([default.budget / 10, 1.0])
     assert numbers(default, "radius") == pytest.approx([RADIUS / 10, RADIUS * 10])
     assert numbers(default, "max_loss_change") == pytest.approx([0.005, 0.5])

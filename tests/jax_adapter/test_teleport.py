@@ -173,7 +173,7 @@ def test_refused_moves_are_undone_bit_for_bit(cause: Cause, jitted: bool) -> Non
 
 
 def test_inspect_lists_every_weight() -> None:
-    rows = inspect(loss_fn, network(), *batch())
+    rows = inspect(loss_fn, network(), *batch(), config=TeleportConfig(radius=0.1))
     assert [row.name for row in rows] == ["0.w", "1.w", "2.w"]
     assert [int(row.null_dim) for row in rows] == [7, 29, 19]
     assert rows[0].reason  # a first layer

@@ -61,7 +61,7 @@ class TorchTrainer:
             torch.manual_seed(seed)
             model = build(task, settings)
         self._task, self._device, self._threads = task, settings.device, settings.threads
-        self._reads_others = settings.teleport.objective == "look_ahead"
+        self._reads_others = settings.teleport.objective in ("look_ahead", "others")
         self.model = model.to(settings.device)
         self._optimizer = OPTIMIZERS[settings.optimizer](self.model, settings.lr)
         self._captured: Batch | None = None

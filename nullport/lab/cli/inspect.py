@@ -14,6 +14,7 @@ from nullport.lab.cli.options import add_options, given
 from nullport.lab.compare.extras import require
 from nullport.lab.compare.named import BadTarget, named
 from nullport.lab.compare.results import plain
+from nullport.lab.compare.teleports import check_functions
 
 COLUMNS: dict[str, Callable[[LayerReport], str]] = {
     "weight": lambda layer: layer.name,
@@ -51,6 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
     backend = backend_or_error(arguments.backend)
     try:
         config = TeleportConfig(**given(arguments, TeleportConfig, "teleport_"))
+        check_functions(config)
     except ValueError as error:
         raise UsageError(str(error)) from error
     with contextlib.ExitStack() as stack:

@@ -14,6 +14,11 @@ from dataclasses import MISSING, Field, fields
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from nullport.lab.compare.named import BadTarget, Named
+
+FUNCTION = "FILE.py:FUNCTION"
+"""How a function is given."""
+
 NUMBERS: dict[type, str] = {int: "an integer", float: "a number"}
 """Types that a text is converted to, narrowest first, and how they are named in messages."""
 
@@ -76,7 +81,9 @@ def converter(hint: Any) -> tuple[Callable[[str], Any], str]:
     members = _members(hint)
     words = {str(m).lower() if m is None else str(m): m for m in members if not isinstance(m, type)}
     numbers = [kind for kind in NUMBERS if kind in members]
-    allowed = ", ".join([*map(repr, words), *(NUMBERS[kind] for kind in numbers)]) or "a text"
+    named = [FUNCTION] if Named in members else []
+    others = [*(NUMBERS[kind] for kind in numbers), *named]
+    allowed = ", ".join([*map(repr, words), *others]) or "a text"
 
     def read(text: str) -> Any:
         if text in words:
@@ -84,6 +91,9 @@ def converter(hint: Any) -> tuple[Callable[[str], Any], str]:
         for kind in numbers:
             with contextlib.suppress(ValueError):
                 return kind(text)
+        if named:
+            with contextlib.suppress(BadTarget):
+                return Named(text)
         if str in members:
             return text
         msg = f"invalid value: {text!r}; allowed: {allowed}"
@@ -93,7 +103,10 @@ def converter(hint: Any) -> tuple[Callable[[str], Any], str]:
 
 
 def _members(hint: Any) -> list[Any]:
-    """Return the literal values and the types that a hint allows; None stands for itself."""
+    """Return the literal values and the types that a hint allows; None stands for itself.
+
+    A function is given by its name.
+    """
     if hint is NoneType:
         return [None]
     if isinstance(hint, type):
@@ -101,7 +114,7 @@ def _members(hint: Any) -> list[Any]:
     if get_origin(hint) is Literal:
         return list(get_args(hint))
     if _is_callable(hint):
-        return []  # a function cannot be given on a command line
+        return [Named]
     return [member for part in get_args(hint) for member in _members(part)]
 
 

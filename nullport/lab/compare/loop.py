@@ -14,6 +14,7 @@ from nullport.lab.backends import Backend
 from nullport.lab.compare.results import Results
 from nullport.lab.compare.settings import NULLPORT, Settings
 from nullport.lab.compare.task import Task
+from nullport.lab.compare.teleports import check_functions
 from nullport.lab.compare.trainer import Trainer
 from nullport.lab.compare.training import Progress, Training, batches
 from nullport.lab.compare.versions import versions
@@ -83,6 +84,7 @@ def check(settings: Settings, task: Task, backend: Backend) -> None:
     if settings.device not in (devices := backend.devices()):
         msg = f"invalid device: {settings.device!r}; allowed: {', '.join(map(repr, devices))}"
         raise ValueError(msg)
+    check_functions(settings.teleport)
 
 
 def _warm_up(trainer: Trainer, task: Task, settings: Settings) -> None:

@@ -1,4 +1,8 @@
-"""Functions that a user names on the command line or in a grid: ``FILE.py:FUNCTION``."""
+"""Functions that a user names on the command line or in a grid: ``FILE.py:FUNCTION``.
+
+:func:`named` imports one to be called at once. :class:`Named` stands for one in a record of
+settings, where text has to do: it is compared, pickled and written to JSON by its name.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,8 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,16 +36,64 @@ def named(target: str) -> Iterator[Callable[..., Any]]:
         BadTarget: If there is no such file, module or function; what the file itself raises passes
             through.
     """
-    file, _, name = target.rpartition(":")
-    if not file or not name.isidentifier():
-        msg = f"invalid target: {target!r}; allowed: FILE.py:FUNCTION"
-        raise BadTarget(msg)
+    file, name = _split(target)
     path = Path(file).resolve()
     if path.suffix == ".py":
         with _imports_from(path.parent):
             yield _function(_file(path, file), name, path.name)
     else:
         yield _function(_module(file), name, file)
+
+
+@dataclass(frozen=True, repr=False)
+class Named:
+    """A function by its name; it is imported when it is first called, once in a process.
+
+    Attributes:
+        target: ``FILE.py:FUNCTION`` or ``MODULE:FUNCTION``.
+
+    Raises:
+        BadTarget: If the name is neither.
+
+    >>> Named("operator:neg")(3)
+    -3
+    """
+
+    target: str
+
+    def __post_init__(self) -> None:
+        """Check the form."""
+        _split(self.target)
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Call the function."""
+        return self.imported()(*arguments)
+
+    def __repr__(self) -> str:
+        """Return the name as text in quotation marks, for messages."""
+        return repr(self.target)
+
+    def imported(self) -> Callable[..., Any]:
+        """Return the function.
+
+        Raises:
+            BadTarget: As :func:`named`.
+        """
+        return _imported(self.target, Path.cwd())
+
+
+@cache
+def _imported(target: str, folder: Path) -> Callable[..., Any]:  # noqa: ARG001 - a relative path is of a folder
+    with named(target) as function:
+        return function
+
+
+def _split(target: str) -> tuple[str, str]:
+    file, _, name = target.rpartition(":")
+    if not file or not name.isidentifier():
+        msg = f"invalid target: {target!r}; allowed: FILE.py:FUNCTION"
+        raise BadTarget(msg)
+    return file, name
 
 
 def _file(path: Path, given: str) -> ModuleType:

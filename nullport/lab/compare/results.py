@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, fields
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
-from nullport import TeleportConfig
 from nullport.lab.compare.records import Point, Run, Teleport
 from nullport.lab.compare.settings import Settings
+from nullport.lab.compare.teleports import as_text, from_text
 
 
 class Statistic(NamedTuple):
@@ -86,7 +86,7 @@ class Results:
             for run in self.runs
         ]
         settings = {f.name: getattr(self.settings, f.name) for f in fields(self.settings)}
-        settings["teleport"] = _config_dict(self.settings.teleport)
+        settings["teleport"] = as_text(self.settings.teleport)
         record: dict[str, Any] = {
             "settings": settings,
             "versions": dict(self.versions),
@@ -100,10 +100,11 @@ class Results:
         """Return the results that :meth:`as_dict` was called on.
 
         Raises:
-            ValueError: If the settings name a custom objective, which JSON cannot hold.
+            ValueError: If a function of the user's was given, not named as FILE.py:FUNCTION: JSON
+                cannot hold it.
         """
         settings = dict(record["settings"])
-        settings["teleport"] = TeleportConfig(**settings["teleport"])
+        settings["teleport"] = from_text(settings["teleport"])
         return cls(Settings(**settings), record["versions"], tuple(map(_run, record["runs"])))
 
 
@@ -138,12 +139,6 @@ def _measure(runs: Sequence[Run]) -> dict[str, list[float]]:
         if values:
             table[name] = values
     return table
-
-
-def _config_dict(config: TeleportConfig) -> dict[str, Any]:
-    record = {f.name: getattr(config, f.name) for f in fields(config)}
-    named = {key: getattr(v, "__qualname__", repr(v)) for key, v in record.items() if callable(v)}
-    return record | named
 
 
 def _run(record: Mapping[str, Any]) -> Run:

@@ -20,6 +20,9 @@ optimizer = ["sgd", "momentum"]
 teleport = { projection = "threshold" }
 only = { optimizer = ["sgd"] }    # cells it is run on, by their settings
 
+[methods.own]                     # a function of your own, in a file
+teleport = { objective = "own.py:objective", projection = "own.py:gains" }
+
 [methods.symmetry]                # a method that is not nullport's, with its own options;
 method = "symmetry"               # lists in ``options`` and ``teleport`` are tuned with the rate
 options = { rate = [0.01, 0.1] }
@@ -43,10 +46,10 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from nullport import TeleportConfig
 from nullport.lab.compare import Settings
 from nullport.lab.compare.extras import require
 from nullport.lab.compare.settings import NULLPORT
+from nullport.lab.compare.teleports import as_text, from_text
 from nullport.lab.suite.checks import BASELINE, check
 
 Entry = Mapping[str, Any]
@@ -94,8 +97,7 @@ class Job:
 def plain_settings(settings: Settings) -> dict[str, Any]:
     """Return settings as JSON has them."""
     record = {f.name: getattr(settings, f.name) for f in fields(settings)}
-    config = settings.teleport
-    record["teleport"] = {f.name: getattr(config, f.name) for f in fields(config)}
+    record["teleport"] = as_text(settings.teleport)
     return dict(json.loads(json.dumps(record)))
 
 
@@ -241,7 +243,7 @@ def _product(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 def _settings(given: dict[str, Any]) -> Settings:
     given = {name: v for name, v in given.items() if name != "label" and v is not None}
     try:
-        config = TeleportConfig(**given.pop("teleport", {}))
+        config = from_text(given.pop("teleport", {}))
         return Settings.make(given.pop("task", "digits"), **given, teleport=config)
     except TypeError as error:
         msg = f"invalid grid: {error}; allowed: settings of nullport compare"

@@ -1,7 +1,7 @@
 """Sensitivity: one field of the default ``TeleportConfig`` at a time, a factor of 10 either way.
 
 A number ``x`` becomes ``10 x`` and ``x / 10``, as far as the field allows; ``"auto"`` stands for
-the number it amounts to, and a threshold of 0 for ``THRESHOLD``. A choice becomes every other
+a number (``RADIUS``), and a threshold of 0 for ``THRESHOLD``. A choice becomes every other
 choice, a switch its opposite. Patterns have no factor: what to include and exclude is declared in
 the section ``[sensitivity]`` (``include = [["1.*"]]``), else a weight is left out by its place.
 """
@@ -9,18 +9,18 @@ the section ``[sensitivity]`` (``include = [["1.*"]]``), else a weight is left o
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from nullport._config import OBJECTIVES, PROJECTIONS, TANGENTS, TeleportConfig
-from nullport._step import RADIUS
+from nullport import TeleportConfig
 from nullport.lab.suite.grid import Entry, Job, applies
 from nullport.lab.suite.tuning import Choice
 
 THRESHOLD = 1e-2
 """What stands for a threshold of 0, which has no factor: the paper's value."""
 
-_CHOICES = {"objective": OBJECTIVES, "projection": PROJECTIONS, "tangent": TANGENTS}
+RADIUS = 0.3
+"""What stands for a radius of ``"auto"``: its largest value, that of up to four moving weights."""
 
 
 def variants(config: TeleportConfig, declared: Entry) -> dict[str, TeleportConfig]:
@@ -31,12 +31,11 @@ def variants(config: TeleportConfig, declared: Entry) -> dict[str, TeleportConfi
     """
     found = {}
     for field, changed in _changes(config, declared):
-        given = {**asdict(config), **changed}
         value = changed[field]
         shown = (
             " ".join(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
         )
-        found[f"{field} = {shown}"] = TeleportConfig(**given)
+        found[f"{field} = {shown}"] = replace(config, **changed)
     return found
 
 
@@ -59,8 +58,8 @@ def jobs(found: Sequence[Choice], section: Mapping[str, Any], method: str) -> It
 
 def _changes(config: TeleportConfig, declared: Entry) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the name of a field and what changes with it."""
-    for field, allowed in _CHOICES.items():
-        for value in allowed:
+    for field in ("objective", "projection", "tangent"):
+        for value in _choices(field):
             if value != getattr(config, field):
                 # Only the projection by threshold has one.
                 dropped = {"threshold": 0.0} if field == "projection" else {}
@@ -82,3 +81,10 @@ def _changes(config: TeleportConfig, declared: Entry) -> Iterator[tuple[str, dic
     yield "bias", {"bias": not config.bias}
     for field in ("include", "exclude"):
         yield from ((field, {field: tuple(patterns)}) for patterns in declared.get(field, []))
+
+
+def _choices(field: str) -> tuple[str, ...]:
+    """Return what a field may be by name; it may be a function besides."""
+    hint = get_type_hints(TeleportConfig)[field]
+    members = (hint, *get_args(hint))
+    return next(get_args(member) for member in members if get_origin(member) is Literal)
