@@ -19,6 +19,9 @@ CASES = [
 ]
 
 
+TRIES = 4
+
+
 @pytest.fixture(scope="module")
 def found() -> dict[str, Any]:
     """Run the program once, on four devices of the CPU."""
@@ -28,11 +31,12 @@ def found() -> dict[str, Any]:
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": os.pathsep.join(roots),
     }
-    try:
+    for _ in range(TRIES):
         done = _run(flags)
-    except subprocess.TimeoutExpired:
-        # With more devices than processors XLA's collectives may wait for each other for ever.
-        done = _run(flags)
+        # With more devices than processors XLA's collectives may wait for each other for ever; XLA
+        # then ends the process, which says nothing of the teleport.
+        if done.returncode == 0 or "rendezvous" not in done.stderr:
+            break
     assert done.returncode == 0, done.stderr
     return {row["name"]: row for row in json.loads(done.stdout)}
 
@@ -43,7 +47,7 @@ def _run(flags: dict[str, str]) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         env=os.environ | flags,
-        timeout=300,
+        timeout=1200,  # only a hang takes so long, however busy the machine
     )
 
 
