@@ -103,7 +103,8 @@ class LowRank:
 
     def outputs(self, rows: Array) -> Array:
         """Return ``rows (left^T right)^T``, shape (..., m, a), for ``rows`` (..., m, b)."""
-        return (rows @ namespace(rows).matrix_transpose(self.right)) @ self.left
+        size = largest(self.right)  # of inputs, as rows are: together they may overflow
+        return (rows @ namespace(rows).matrix_transpose(self.right / size)) @ (size * self.left)
 
     def norm(self) -> Array:
         """Return the Frobenius norm, 0-d; never less than what rounding can resolve."""
@@ -198,11 +199,12 @@ def length(vector: Vector) -> Array:
 
 def inner(a: Vector, b: Vector) -> Array:
     """Return the inner product of two vectors over all parameters, 0-d."""
-    terms = [
-        namespace(y).sum(widen(dense(x)) * widen(dense(y)))
+    pairs = [
+        (widen(dense(x)), widen(dense(y)))
         for x, y in zip(a, b, strict=True)
         if x is not None and y is not None
     ]
+    terms = [namespace(x).sum(x * y) for x, y in pairs]
     return sum(terms[1:], start=terms[0])
 
 

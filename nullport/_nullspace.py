@@ -34,6 +34,7 @@ from nullport._arrays import (
     Collective,
     double,
     eps,
+    joined,
     known,
     largest,
     namespace,
@@ -249,8 +250,9 @@ def null_space(
     first = next(chunks)
     xp = namespace(first)
     if config.projection == "none":
-        basis = xp.zeros((features, 0), dtype=first.dtype, device=place(first))
-        size = sum(map(norm, chunks), start=norm(first)) + samples**0.5
+        shape = (*first.shape[:-2], features, 0)
+        basis = xp.zeros(shape, dtype=first.dtype, device=place(first))
+        size = together.sum(sum(map(norm, chunks), start=norm(first))) + samples**0.5
         return NullSpace(basis, None, size, True, samples, samples)
     # Squares of scaled rows do not over- or underflow.
     scale = together.sum(largest(first))
@@ -266,6 +268,11 @@ def null_space(
         scale=scale,
     )
     if tight:
+        if every > 1:  # the certificate needs the norm of all rows
+            parts = [norm(widen(x)) for site in sites for x in site.rows()]
+            size = together.norm(joined(parts))
+            ones = xp.full_like(size, samples**0.5)
+            space = replace(space, size=joined([size, ones]) if bias else size)
         change = config.budget * output_norm
         return replace(space, ratio=double(change / positive(length) / scale))
     if callable(config.projection):

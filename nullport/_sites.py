@@ -144,8 +144,10 @@ class Layout:
         ranked = sorted(range(len(axes)), key=lambda i: -axes[i][1])
         shape, slices, outer = [], [], size
         for count, stride in (axes[i] for i in ranked):
+            if not stride or outer % stride:
+                return None
             start = self.offset % outer // stride
-            if outer % stride or start + count > outer // stride:
+            if start + count > outer // stride:
                 return None
             shape.append(outer // stride)
             slices.append(slice(start, start + count))

@@ -27,6 +27,7 @@ from nullport._arrays import (
     Matrix,
     dense,
     eps,
+    joined,
     joint_norm,
     known,
     namespace,
@@ -126,7 +127,7 @@ def _seen(delta: Matrix, sample: Sequence[Array], inputs: Array, together: Colle
     """Return ``||X delta^T||`` as sampled rows of ``X``, of norm ``inputs``, show it, 0-d."""
     rows = together.norm(joint_norm(sample))
     shown = together.norm(joint_norm([outputs(delta, x) for x in sample]))
-    return inputs * shown / positive(rows)
+    return inputs * (shown / positive(rows))
 
 
 def _sampled(layer: Layer, sites: Sequence[Site]) -> list[Array]:
@@ -155,9 +156,9 @@ class Moved:
         length: ``||dW||``, 0-d.
         bound: Bound on ``||dW X^T||``, without rounding as weights are stored, 0-d.
         change: The same, measured, 0-d.
-        stored: Bound on what storing the weights once adds, 0-d.
+        stored: Bound on what storing the weights adds, 0-d.
         shown: What it adds as the sampled rows show it, 0-d.
-        writes: How often they were stored.
+        again: Bound on what storing them once more would add, 0-d.
     """
 
     length: Array
@@ -165,33 +166,35 @@ class Moved:
     change: Array
     stored: Array
     shown: Array
-    writes: int = 1
+    again: Array
 
     def __add__(self, other: Moved) -> Moved:
         """Return the sum of two steps."""
+        xp = namespace(self.again)
         return Moved(
             self.length + other.length,
             self.bound + other.bound,
             self.change + other.change,
             self.stored + other.stored,
             self.shown + other.shown,
-            max(self.writes, other.writes),
+            xp.maximum(self.again, other.again),
         )
 
     def shortened(self, share: Array | float) -> Moved:
         """Return the move of which only a share is kept, which stores the weights once more."""
         length, bound, change = share * self.length, share * self.bound, share * self.change
-        return Moved(length, bound, change, self.stored, self.shown, self.writes + 1)
+        stored, shown = share * self.stored + self.again, 2**0.5 * self.shown
+        return Moved(length, bound, change, stored, shown, self.again)
 
     @property
     def certificate(self) -> Array:
         """Bound on ``||dW X^T||`` of the weights as they are stored, 0-d."""
-        return self.bound + self.writes * self.stored
+        return self.bound + self.stored
 
     @property
     def measured(self) -> Array:
         """The same, measured, 0-d: rounding and move are independent."""
-        return namespace(self.change).sqrt(self.change**2 + self.writes * self.shown**2)
+        return joined([self.change, self.shown])
 
 
 def factors_of(
@@ -245,15 +248,19 @@ def step_of(
     factor = xp.astype(factor, right.dtype, copy=False)
     right = xp.where(factor > 0, right * factor, xp.zeros_like(factor))
     delta = LowRank(delta.left, right) if isinstance(delta, LowRank) else right
-    spacing = eps(layer.weight_norm)
-    stored, shown = spacing / 2 * (layer.weight_norm + length) * found.inputs, 0 * length
+    spacing = max(eps(layer.weight_norm), layer.narrow)
+    again = spacing / 2 * (layer.weight_norm + length) * found.inputs
+    stored, shown = again, 0 * length
     if layer.narrow:
         delta, lost = _as_stored(layer, dense(delta), graph)
         stored = norm(lost) * found.inputs
         shown = _seen(lost, found.sample, found.inputs, graph.collective)
     moving = xp.astype(length > 0, length.dtype)
     moved = Moved(
-        length, found.bound * factor, found.change * factor, moving * stored, moving * shown
+        length,
+        found.bound * factor,
+        found.change * factor,
+        *(moving * x for x in (stored, shown, again)),
     )
     return moved, [Change(*part) for part in _parts(layer, delta)]
 

@@ -417,7 +417,7 @@ class _Run:
         tests += list(found.obstacles().items())
         if moved is not None:
             tests.append((Hold.SHORT, moved.length == 0))
-        moved = moved or Moved(zero, zero, zero, zero, zero)
+        moved = moved or Moved(*[zero] * 6)
         hold = judge.first(tests)
         return LayerReport(
             name=block.name,

@@ -404,6 +404,8 @@ def _between(old: Array, new: Array, share: Array | float) -> Array:
     xp = namespace(old)
     a, b = widen(old), widen(new)
     found = xp.astype(a + scaled(share, b - a), old.dtype, copy=False)
+    if isinstance(share, int | float):
+        return found
     return xp.where(share == 1, new, xp.where(share == 0, old, found))
 
 

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.dense import to_numpy
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.lib.stride_tricks import as_strided
 
-from nullport._sites import Layout, matrix
+from nullport._sites import DenseSite, GradientSite, Layout, layer_input, matrix
 
 MEMORY = np.arange(400)
 
@@ -97,3 +98,89 @@ def test_matrix_is_row_major(stack: tuple[int, ...], inp: int | None) -> None:
     assert tuple(size for size, _ in layout.stack) == stack
     assert layout.out[0][0] == 4
     assert (layout.inp == ()) == (inp is None)
+
+
+@given(layout=layouts)
+def test_elements_are_read_and_written_where_they_are(layout: Layout) -> None:
+    found = layout.read(MEMORY)
+    sizes = [int(np.prod([n for n, _ in part])) for part in (layout.out, layout.inp)]
+    shape = tuple(n for n, _ in layout.stack) + tuple(sizes if layout.inp else sizes[:1])
+    assert layout.shape == found.shape == shape
+    assert found.reshape(-1).tolist() == _view(layout).tolist()
+    if len({*layout.elements().tolist()}) == layout.size:  # no element twice
+        written = layout.written(found + 1, MEMORY)
+        expected = np.zeros_like(MEMORY)
+        expected[layout.elements()] = layout.elements() + 1
+        assert (written == expected).all()
+        assert (layout.read(written) == found + 1).all()
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        matrix((), 3, 4),
+        matrix((), 3, 4).mT,
+        matrix((2,), 3, 2),
+        matrix((), 2, 4, offset=4),
+        Layout(1, (), ((3, 8),), ((4, 2),)),
+        Layout(2, ((2, 12),), ((3, 4),), ((2, 1),)),
+    ],
+    ids=["whole", "transpose", "stack", "slice", "columns", "blocks"],
+)
+@pytest.mark.parametrize("shape", [(24,), (4, 6), (2, 3, 4)])
+def test_reading_and_writing_in_every_namespace(
+    xp: Any, layout: Layout, shape: tuple[int, ...]
+) -> None:
+    array = xp.reshape(xp.arange(24, dtype=xp.float32), shape)
+    found = layout.read(array)
+    assert found.dtype == xp.float32
+    assert type(found) is type(array)
+    assert to_numpy(found).reshape(-1).tolist() == layout.elements().tolist()
+    written = layout.written(found, array)
+    assert written.shape == array.shape
+    expected = np.zeros(24)
+    expected[layout.elements()] = layout.elements()
+    assert to_numpy(written).reshape(-1).tolist() == expected.tolist()
+    assert layout.transposed == (layout.canonical == matrix((), 3, 4).mT.canonical)
+
+
+def test_a_gradient_stands_in_for_inputs(xp: Any) -> None:
+    rng = np.random.default_rng(0)
+
+    def draw(*shape: int) -> Any:
+        return xp.asarray(rng.standard_normal(shape))
+
+    x, delta = draw(4, 5), draw(4, 3)
+    one = xp.linalg.vector_norm(x)
+    plain = DenseSite("product", x, delta, one)
+    whole = GradientSite("product", x, xp.matrix_transpose(delta) @ x, one)
+    assert whole.samples == plain.samples == 4
+    assert layer_input(whole) is x
+    assert layer_input(plain) is x
+    assert whole.cotangent is whole.inputs
+    other, probe = draw(3, 5), draw(3)
+    assert whole.weight_gradient(other) is other
+    contracted = to_numpy(whole.weight_gradient(other, probe))
+    assert np.allclose(contracted, to_numpy(probe) @ to_numpy(other))
+    assert contracted.shape == (1, 5)
+    again = to_numpy(plain.weight_gradient(x, probe))
+    assert np.allclose(again, to_numpy(probe) @ to_numpy(delta).T @ to_numpy(x))
+    assert np.allclose(to_numpy(plain.weight_gradient(x)), to_numpy(whole.inputs))
+    assert np.allclose(to_numpy(plain.bias_gradient()), to_numpy(delta).sum(axis=0))
+    weight, bias = draw(3, 5), draw(3)
+    expected = to_numpy(x) @ to_numpy(weight).T
+    for site in (plain, whole):
+        assert next(iter(site.rows())) is x
+        assert (to_numpy(next(iter(site.rows(2)))) == to_numpy(x)[::2]).all()
+        assert np.allclose(to_numpy(site.apply(weight)), expected)
+        assert np.allclose(to_numpy(site.apply(weight, bias)), expected + to_numpy(bias))
+    with pytest.raises(ValueError, match="known by its gradient has no cotangent"):
+        whole.bias_gradient()
+    with pytest.raises(ValueError, match="no cotangent: the loss does not depend on it"):
+        DenseSite("product", x, None, one).weight_gradient(x)
+
+
+def test_a_move_in_a_wider_dtype_than_the_inputs() -> None:
+    site = DenseSite("dense", np.ones((2, 3), np.float16), np.ones((2, 4), np.float16), np.ones(()))
+    assert site.apply(np.ones((4, 3), np.float32)).dtype == np.float32
+    assert site.weight_gradient(np.ones((2, 3), np.float32)).dtype == np.float32

@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from array_api_compat import device
 from helpers.dense import null_projector, relative, to_numpy, with_ones
-from helpers.mlp_graph import MLPGraph
+from helpers.mlp_graph import ForwardMLPGraph, MLPGraph, numbers, unmoved
 
-from nullport import Engine, LayerGraph, TeleportConfig, inspect, teleport
+from nullport import Engine, LayerGraph, TeleportConfig, inspect, run, teleport
 from nullport._arrays import dense
 from nullport._teleport import _Run
-from nullport.network import Linearization, TangentUnavailable
+from nullport.network import Linearization, TangentUnavailable, namespace
 
 SIZES = (6, 20, 15, 3)
 EXACT = {"projection": "threshold", "threshold": 0.0}
@@ -109,15 +110,15 @@ def test_the_move_has_the_length_that_is_reported(xp: Any) -> None:
 def test_direction_is_the_projected_difference_of_gradients(xp: Any, samples: int) -> None:
     graph = MLPGraph(xp, SIZES, samples=samples)
     config = _config()
-    run = _Run(graph, config, Engine(config.tangent), None)
-    lin, _ = run.linearize()
-    run.prepare(lin)
-    run.lent = [lin]
-    run.directions(last=True)
-    scale = float(run.scale) / _grad_norm(graph)
+    one = _Run(graph, config, Engine(config.tangent), None)
+    lin, _ = one.linearize()
+    one.prepare(lin)
+    one.lent = [lin]
+    one.directions(last=True)
+    scale = float(one.scale) / _grad_norm(graph)
     objective = _hessian_times_gradient(graph)
-    for b, layer in enumerate(run.layers):
-        k, found = layer.block.parameter, run.found[b]
+    for b, layer in enumerate(one.layers):
+        k, found = layer.block.parameter, one.found[b]
         rows = with_ones(to_numpy(lin.sites[k // 2].inputs))
         if k == 0:
             assert float(found.size) == 0.0
@@ -240,3 +241,144 @@ def test_a_gradient_of_zero_moves_nothing(xp: Any) -> None:
     assert report.loss_before == report.loss_after == 0.0
     assert report.grad_norm_before == 0.0
     assert all(layer.moved == 0.0 and layer.reason for layer in report.layers)
+
+
+SCALES = [2.0**k for k in (-100, -66, 66, 83)]  # 1e-30, 1e-20, 1e20 and 1e25
+PROJECTIONS: dict[str, dict[str, Any]] = {
+    "exact": {"projection": "threshold"},
+    "threshold": {"projection": "threshold", "threshold": 0.1},
+    "budget": {"budget": 0.1},
+    "gain": {"projection": lambda shares: 1 / (1 + 30 * shares)},
+}
+
+
+def _numbers_of(report: Any) -> list[Any]:
+    layers = [
+        (a.name, a.rank, a.null_dim, a.moved, a.output_change_bound, a.hold) for a in report.layers
+    ]
+    return [report.cause, report.radius, *layers]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("samples", [4, 60], ids=["few samples", "many samples"])
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("name", PROJECTIONS)
+def test_the_units_of_inputs_do_not_matter(
+    name: str, scale: float, samples: int, dtype: str
+) -> None:
+    """All inputs of all layers, times a power of two: the same move, to rounding."""
+
+    def of_weights(gradients: Any) -> Any:  # next to them biases, of another unit, weigh otherwise
+        return [None if g.ndim == 1 else g for g in gradients]
+
+    limits = {"max_loss_change": 1e9, "max_gain": 1e9, "objective": of_weights}
+    config = _config(tangent="jvp", bias=False, radius=0.1, **limits, **PROJECTIONS[name])
+    ends = []
+    for units in (1.0, scale):
+        graph = ForwardMLPGraph(np, SIZES, samples=samples, dtype=dtype, units=units)
+        graph._weights = [
+            w * w.dtype.type(0 if k % 2 else 1) for k, w in enumerate(graph.weights())
+        ]
+        graph._start = graph.weights()
+        ends.append((teleport(graph, config), graph.values))
+    _alike(ends, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("objective", ["grad_norm", "weight_norm", "custom"])
+def test_the_units_of_the_loss_do_not_matter(objective: str, scale: float, dtype: str) -> None:
+    mine: Any = (lambda g: g) if objective == "custom" else objective
+    config = _config(objective=mine, tangent="jvp", radius=0.1)
+    ends = []
+    for price in (1.0, scale):
+        graph = ForwardMLPGraph(np, SIZES, dtype=dtype, price=price)
+        ends.append((teleport(graph, config), graph.values))
+    assert float(ends[1][0].loss_before) == pytest.approx(scale * float(ends[0][0].loss_before))
+    _alike(ends, dtype)
+
+
+def _alike(ends: Any, dtype: str) -> None:
+    (first, before), (second, after) = ends
+    rounding = {"float64": 1e-9, "float32": 1e-3}[dtype]
+    for a, b in zip(before, after, strict=True):
+        assert a.dtype == b.dtype == np.dtype(dtype)
+        assert np.abs(a - b).max() <= rounding * np.abs(a).max()
+    for a, b in zip(_numbers_of(first), _numbers_of(second), strict=True):
+        assert b == (pytest.approx(a, rel=2e-2) if isinstance(a, float) else a) or (
+            isinstance(a, tuple)
+            and (a[:3], a[5]) == (b[:3], b[5])
+            and b[3:5] == pytest.approx(a[3:5], rel=5e-2)
+        )
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("samples", [3, 40])
+def test_half_precision(dtype: str, samples: int) -> None:
+    xp = pytest.importorskip("array_api_compat.torch")
+    graph = ForwardMLPGraph(xp, SIZES, samples=samples, dtype=dtype)
+    before = numbers(graph.values)
+    report = teleport(graph, _config(projection="budget", radius=0.1, max_loss_change=0.5))
+    assert report.accepted, report.reason
+    assert not unmoved(graph, before)
+    for w in graph.values:
+        assert w.dtype == getattr(xp, dtype)
+        assert type(w) is type(graph.start[0])
+        assert str(w.device) == "cpu"
+    for layer in report.layers:
+        if layer.moved:
+            k = 2 * int(layer.name[5])
+            moved = [to_numpy(graph.values[i]).astype(float) - before[i] for i in (k, k + 1)]
+            whole = np.linalg.norm(np.concatenate([before[k].ravel(), before[k + 1]]))
+            length = np.linalg.norm(np.concatenate([a.ravel() for a in moved])) / whole
+            assert length == pytest.approx(layer.moved, rel=0.05)
+            assert 0 < layer.output_change <= layer.output_change_bound
+
+
+def test_results_keep_namespace_dtype_and_device(xp: Any) -> None:
+    for dtype in ("float32", "float64"):
+        graph = MLPGraph(xp, SIZES, dtype=dtype)
+        graph.repeatable = True
+        report, handed = run(graph, _config(radius=0.1))
+        assert report.accepted
+        assert handed is not None
+        loss, gradients = handed
+        for a in [*graph.values, loss, *gradients]:
+            assert a.dtype == getattr(xp, dtype)
+            assert namespace(a) is namespace(graph.start[0])
+            assert device(a) == device(graph.start[0])
+        assert [type(a) for a in graph.values] == [type(a) for a in graph.start]
+        for value in report.as_dict().values():
+            assert isinstance(value, float | int | bool | str | type(None))
+
+
+@pytest.mark.parametrize("accepted", [True, False])
+def test_the_gradient_that_is_handed_over_is_that_of_the_weights_that_stay(accepted: bool) -> None:
+    graph = MLPGraph(np, SIZES)
+    limit = {} if accepted else {"max_gain": 1 + 1e-12}
+    assert run(MLPGraph(np, SIZES), _config()).gradient is None
+    graph.repeatable = True
+    report, handed = run(graph, _config(radius=0.1, **limit))
+    assert report.accepted == accepted
+    loss, gradients = graph.differentiate(graph.values)[:2]
+    assert handed is not None
+    assert handed[0] == loss
+    assert all(map(np.array_equal, handed[1], gradients))
+
+
+@pytest.mark.parametrize("config", ["fast", {"radius": 1}, 3])
+def test_settings_of_a_wrong_type(config: Any) -> None:
+    for function in (teleport, run, inspect):
+        with pytest.raises(TypeError, match=r"invalid config: .*; allowed: a TeleportConfig"):
+            function(MLPGraph(np, SIZES), config)
+
+
+def test_what_was_recorded_is_freed_before_the_move_is_judged() -> None:
+    class Order(MLPGraph):
+        def release(self) -> None:
+            super().release()
+            assert self.counts["gradient"] == 0
+
+    graph = Order(np, SIZES)
+    teleport(graph, _config())
+    assert graph.counts["release"] == 1

@@ -1,0 +1,208 @@
+"""Two replicas in two threads, each with half of the samples, against one graph with all."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.dense import null_projector, to_numpy
+from helpers.mlp_graph import ForwardMLPGraph, numbers, unmoved
+
+from nullport import TeleportConfig, TeleportReport, teleport
+from nullport._nullspace import null_space
+from nullport._report import Cause
+from nullport.network import Collective, DenseSite
+
+SIZES = (6, 23, 19, 3)
+
+
+class Exchange(Collective):
+    """One of two replicas in threads: what they hold is exchanged at a barrier."""
+
+    size = 2
+
+    def __init__(self, me: int, board: list[Any], barrier: threading.Barrier) -> None:
+        self._me, self._board, self._barrier = me, board, barrier
+
+    def _all(self, x: Any) -> list[Any]:
+        self._board[self._me] = x
+        self._barrier.wait(timeout=60)
+        found = list(self._board)
+        self._barrier.wait(timeout=60)
+        return found
+
+    def sum(self, x: Any) -> Any:
+        a, b = self._all(x)
+        return a + b
+
+    def rows(self, x: Any) -> Any:
+        return np.concatenate(self._all(x), axis=-2)
+
+    def agree(self, flag: Any) -> Any:
+        a, b = self._all(flag)
+        return a | b
+
+
+def both(work: Callable[[int, Collective], Any]) -> list[Any]:
+    """Run ``work(me, collective)`` for two replicas at once, and return what they return."""
+    board, barrier = [None, None], threading.Barrier(2)
+    found: list[Any] = [None, None]
+
+    def run(me: int) -> None:
+        try:
+            found[me] = work(me, Exchange(me, board, barrier))
+        except BaseException as error:
+            found[me] = error
+            barrier.abort()
+
+    threads = [threading.Thread(target=run, args=(me,)) for me in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=120)
+    for one in found:
+        if isinstance(one, BaseException) and not isinstance(one, threading.BrokenBarrierError):
+            raise one
+    return found
+
+
+def halves(whole: ForwardMLPGraph, config: TeleportConfig) -> tuple[list[Any], list[Any]]:
+    """Teleport two replicas of a graph, each with every second sample of all batches."""
+    graphs = []
+    for me in range(2):
+        graph = ForwardMLPGraph(np, SIZES)
+        graph.__dict__.update(vars(whole))
+        graph._weights, graph._start, graph.kept = whole.weights(), whole.weights(), []
+        graph.counts = dict.fromkeys(whole.counts, 0)
+        graph.data = {name: (x[me::2], y[me::2]) for name, (x, y) in whole.data.items()}
+        graphs.append(graph)
+
+    def work(me: int, collective: Collective) -> TeleportReport:
+        graphs[me].collective = collective
+        return teleport(graphs[me], config)
+
+    return graphs, both(work)
+
+
+def check(whole: ForwardMLPGraph, config: TeleportConfig) -> TeleportReport:
+    """Compare weights and everything in the report."""
+    graphs, reports = halves(whole, config)
+    expected = teleport(whole, config)
+    for graph, report in zip(graphs, reports, strict=True):
+        for mine, theirs in zip(graph.values, whole.values, strict=True):
+            assert mine.dtype == theirs.dtype
+            assert np.abs(mine - theirs).max() <= 1e-12
+        assert all(map(np.array_equal, graph.values, graphs[0].values))
+        assert graph.kept == pytest.approx(whole.kept, rel=1e-12)
+        assert graph.counts == whole.counts
+        for f in fields(report):
+            mine, theirs = getattr(report, f.name), getattr(expected, f.name)
+            if f.name == "layers":
+                for a, b in zip(mine, theirs, strict=True):
+                    exact = (a.name, a.kind, a.in_features, a.samples, a.hold, a.note)
+                    assert exact == (b.name, b.kind, b.in_features, b.samples, b.hold, b.note)
+                    assert (a.rank, a.null_dim) == (b.rank, b.null_dim)
+                    assert a.moved == pytest.approx(b.moved, rel=1e-12)
+                    assert a.output_change_bound == pytest.approx(b.output_change_bound, rel=1e-6)
+                    # On rows that are sampled, and where nothing changes, it is rounding.
+                    assert a.output_change == pytest.approx(b.output_change, rel=1e-9, abs=1e-14)
+            elif isinstance(theirs, float) and f.name != "seconds":
+                assert mine == pytest.approx(theirs, rel=1e-12), f.name
+            elif f.name != "seconds":
+                assert mine == theirs, f.name
+    return expected
+
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "exact": {"projection": "threshold"},
+    "threshold": {"projection": "threshold", "threshold": 0.05},
+    "budget": {},
+    "gain": {"projection": lambda shares: 1 / (1 + 30 * shares)},
+    "none": {"projection": "none"},
+}
+GIVEN = {"guard_samples": 8, "other_samples": 6, "rate": 0.01, "decay": 0.1}
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("samples", [6, 20, 24, 60], ids=["few", "as one", "as another", "many"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_two_replicas_are_one_graph_with_all_samples(name: str, samples: int, steps: int) -> None:
+    """With fewer samples than a layer's inputs (24 and 20), as many, and more."""
+    config = TeleportConfig(
+        radius=0.05, tangent="jvp", max_loss_change=1e9, max_gain=1e9, steps=steps, **CONFIGS[name]
+    )
+    report = check(ForwardMLPGraph(np, SIZES, samples=samples), config)
+    nothing = name == "exact" and samples >= 24
+    assert report.cause == (Cause.STILL if nothing else Cause.NONE)
+
+
+@pytest.mark.parametrize("samples", [6, 60])
+@pytest.mark.parametrize(
+    "objective", ["look_ahead", "others", "sharpness", "decrease", "weight_norm", "grad_norm"]
+)
+def test_with_an_optimizer_and_other_samples(objective: str, samples: int) -> None:
+    config = TeleportConfig(objective=objective, radius=0.02, tangent="jvp", max_loss_change=1e9)
+    check(ForwardMLPGraph(np, SIZES, samples=samples, seed=1, **GIVEN), config)
+
+
+def test_rows_that_the_replicas_have_in_common_cost_no_freedom() -> None:
+    graph = ForwardMLPGraph(np, SIZES, samples=8)
+    graph.data["batch"] = tuple(np.repeat(a[:4], 2, axis=0) for a in graph.data["batch"])
+    report = check(graph, TeleportConfig(projection="threshold", radius=0.1, tangent="jvp"))
+    assert [layer.rank for layer in report.layers] == [4, 4, 4]
+
+
+@pytest.mark.parametrize("gain", [1.0001, 1.05])
+def test_a_second_shorter_try_is_made_together(gain: float) -> None:
+    config = TeleportConfig(projection="threshold", radius=1.0, tangent="jvp", max_gain=gain)
+    graph = ForwardMLPGraph(np, SIZES, samples=6)
+    report = check(graph, config)
+    assert report.radius < 1.0
+    assert len(graph.kept) == 2
+
+
+def test_what_is_refused_is_undone_everywhere() -> None:
+    graph = ForwardMLPGraph(np, SIZES, samples=6)
+    before = numbers(graph.values)
+    config = TeleportConfig(projection="threshold", radius=1.0, tangent="jvp", max_gain=1 + 1e-9)
+    graphs, reports = halves(graph, config)
+    assert [report.cause for report in reports] == [Cause.GAIN] * 2
+    assert all(unmoved(one, before) for one in graphs)
+
+
+def test_a_difference_is_alike_but_for_its_noise() -> None:
+    graph = ForwardMLPGraph(np, SIZES, samples=6)
+    config = TeleportConfig(projection="threshold", radius=0.1, tangent="fd")
+    graphs, _ = halves(graph, config)
+    teleport(graph, config)
+    for one in graphs:
+        for mine, theirs in zip(one.values, graph.values, strict=True):
+            assert np.abs(mine - theirs).max() <= 1e-7  # eps / 1e-7, scaled up to the radius
+
+
+@pytest.mark.parametrize("rows", [(0, 4), (4, 0), (1, 5), (0, 30), (30, 1), (20, 20)])
+@pytest.mark.parametrize("name", ["exact", "threshold", "budget", "gain"])
+def test_replicas_may_have_unlike_numbers_of_rows_or_none(rows: Any, name: str) -> None:
+    """As experts and packed sequences do. Nobody waits for a replica that does not come."""
+    rng = np.random.default_rng(3)
+    parts, d = [rng.standard_normal((n, 9)) for n in rows], rng.standard_normal((5, 9))
+    config, one, n = TeleportConfig(**CONFIGS[name]), np.asarray(1.0), sum(rows)
+    how: dict[str, Any] = {"bias": False, "samples": n, "output_norm": one, "length": one}
+
+    def space(x: Any, together: Collective) -> Any:
+        return null_space([DenseSite("dense", x, None, one)], 9, config, together=together, **how)
+
+    whole = space(np.concatenate(parts), Collective())
+    expected = whole.project(d)[0]
+    for found in both(lambda me, collective: space(parts[me], collective)):
+        assert not isinstance(found, BaseException)
+        assert int(found.free) == int(whole.free)
+        assert float(found.size) == pytest.approx(float(whole.size), rel=1e-12)
+        assert np.abs(found.project(d)[0] - expected).max() <= 1e-11
+    if name == "exact":
+        assert np.abs(expected - d @ null_projector(np.concatenate(parts))).max() <= 1e-11
+    assert to_numpy(expected).dtype == np.float64
