@@ -58,8 +58,10 @@ test-oldest-jax: build/oldest-jax/.done  ## Test the JAX adapter on the oldest J
 
 CASES ?= 10000
 
-fuzz: $(VENV)/.dev  ## Check the certificate on random cases (CASES=10000)
+fuzz: $(VENV)/.dev  ## Check certificate and properties on random cases (CASES=10000; 15 minutes)
 	$(BIN)/python tests/fuzz_certificate.py --cases $(CASES)
+	HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -q -n logical \
+		tests/core/test_certificate.py tests/core/test_direction.py tests/core/test_nullspace.py tests/core/test_sites.py
 
 SAMPLE ?= 120
 

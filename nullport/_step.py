@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
+from math import sqrt
 from operator import or_
 
 from nullport._arrays import (
@@ -116,11 +117,18 @@ def effect(
         change, bound = _seen(delta, sample, space.size, together), space.leak * size
     else:
         change = together.norm(output_change(layer, sites, dense(delta)))
-        bound = change * (1 + SUMS * eps(size))
+        bound = change * (1 + SUMS * eps(size)) + _underflow(layer, size)
     bound = bound + space.rounding * spread
     return Found(
         space.free, space.empty, space.size, delta, size, share + zero, change, bound, sample
     )
+
+
+def _underflow(layer: Layer, like: Array) -> float:
+    """Return what measuring an output change may lose to numbers that are too small to be held."""
+    info, layout = namespace(like).finfo(like.dtype), layer.block.layout
+    terms = layer.block.features * sqrt(layer.samples * layout.size / layout.shape[-1])
+    return float(info.smallest_normal) * float(info.eps) * terms
 
 
 def _seen(delta: Matrix, sample: Sequence[Array], inputs: Array, together: Collective) -> Array:

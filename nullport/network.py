@@ -447,8 +447,8 @@ def factored(
         layout, n = use.layout, None if use.site is None else samples.get(use.site)
         if more or layout is None or n is None or use.role != "weight" or layout.stack:
             continue
-        if len(shapes[index]) == 2 and set(layout.shape) <= {*shapes[index]}:
-            whole = layout.size == shapes[index][0] * shapes[index][1]
-            if whole and min(layout.shape) >= FEWER * n:
+        if len(shapes[index]) == 2 and min(layout.shape) >= FEWER * n:
+            whole = matrix((), *shapes[index])
+            if layout.canonical in (whole.canonical, whole.mT.canonical):
                 found[index] = use
     return found

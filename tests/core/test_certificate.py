@@ -74,6 +74,10 @@ FOUND = {
         Case(1984543918, (3, 2, 3, 1), 2, "bfloat16", projection="cut", budget=1.0, radius=0.05,
              bias=False, shorter=True),
     ],
+    "a change that is measured in subnormal numbers": [
+        Case(1090092842, (2, 4, 5, 1, 2), 50, "float32", "zero", -66, -40, budget=0.001,
+             radius=2.0, bias=False, shorter=True),
+    ],
     "small inputs next to the constant one of a bias": [
         Case(2033680261, (8, 5, 9, 5, 28), 2, "float32", "centred", -66, 40, projection="cut",
              radius=0.05),

@@ -76,6 +76,20 @@ def test_inputs_are_those_of_weights_moved_along_the_formed_gradient(way: str) -
         assert not np.allclose(expected, lin.sites[i].inputs)
 
 
+def test_factors_of_a_matrix_that_is_cut_across_its_axes_are_not_its_gradient() -> None:
+    draw = Draw()
+    params = {"w": draw(16, 16, scale=0.3), "head": draw(16, 2)}
+
+    def loss(p: Params, x: jax.Array, y: jax.Array) -> jax.Array:
+        h = jnp.einsum("nac,abcd->nbd", x, p["w"].reshape(4, 4, 4, 4))
+        return mean_square(jnp.tanh(h).reshape(1, 16) @ p["head"], y)
+
+    graph = JaxGraph(loss, params, (draw(1, 4, 4), draw(1, 2)))
+    layouts = [use.layout for use in graph.linearize().uses]
+    assert (16, 16) in [layout.shape for layout in layouts if layout is not None]
+    assert named(graph) == {}
+
+
 @pytest.mark.parametrize("way", list(WAYS))
 @pytest.mark.parametrize("jitted", [False, True])
 def test_a_teleport_is_the_same_without_factors(

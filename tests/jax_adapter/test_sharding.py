@@ -29,6 +29,7 @@ def found() -> dict[str, Any]:
     flags = {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
         "JAX_PLATFORMS": "cpu",
+        "PJRT_NPROC": "8",  # threads: of as few as processors, collectives may hold them all
         "PYTHONPATH": os.pathsep.join(roots),
     }
     for _ in range(TRIES):
