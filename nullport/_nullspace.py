@@ -183,8 +183,11 @@ class NullSpace:
 
     @property
     def rounding(self) -> Array:
-        """What rounding may add to ``||N X^T||`` per unit of ``||N||``, 0-d."""
-        return 4 * eps(self.size) * max(self.features, 1) ** 0.5 * self.size
+        """What rounding may add to ``||N X^T||`` per unit of ``||N||``, 0-d.
+
+        A single pass of projection may have been scaled up by ``1 / ENOUGH``.
+        """
+        return 2 / ENOUGH * eps(self.size) * max(self.features, 1) ** 0.5 * self.size
 
     def work(self, elements: int, samples: int) -> float:
         """Return the floating-point operations of the space, and of one projection.

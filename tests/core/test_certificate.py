@@ -78,6 +78,10 @@ FOUND = {
         Case(1090092842, (2, 4, 5, 1, 2), 50, "float32", "zero", -66, -40, budget=0.001,
              radius=2.0, bias=False, shorter=True),
     ],
+    "a single pass of projection, scaled up": [
+        Case(950032951, (2, 2, 3, 4), 1, "float64", "collinear", 66, 40, budget=1e-06,
+             radius=2.0),
+    ],
     "small inputs next to the constant one of a bias": [
         Case(2033680261, (8, 5, 9, 5, 28), 2, "float32", "centred", -66, 40, projection="cut",
              radius=0.05),
