@@ -84,8 +84,8 @@ class TeleportConfig:
         budget: For ``"budget"``, the change of a layer's output that is allowed on the captured
             samples, relative to its norm, in (0, 1].
         radius: Length of the move relative to each weight's norm, or ``"auto"``: 1.3 divided by
-            the number of weights that move, at most 0.3, for gains multiply with depth. It is the
-            same in ``teleport()`` and in ``Teleporter``.
+            the number of weights that may move, at most 0.3, for gains multiply with depth. It is
+            the same in ``teleport()`` and in ``Teleporter``.
         max_gain: Largest accepted growth of the gradient norm, as a factor. It bounds moves that
             the optimizer's own step does not judge. A move that goes too far is tried once more,
             shorter, and undone if that fails too.

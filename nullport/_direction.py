@@ -91,7 +91,6 @@ class Directions:
             keep: Whether null spaces are needed afterwards.
         """
         self._graph, self._layers, self._config = graph, layers, config
-        self._sites: list[Site | None]
         self._length, self._scale, self._direct = length, scale, direct
         self._keep = keep
         self.found: dict[int, Found] = {}
@@ -104,7 +103,9 @@ class Directions:
             for site in layer.block.sites:
                 self._users.setdefault(site, set()).add(index)
         self._last = [max(layer.block.sites) for layer in layers]
-        self._sites = [s if i in self._users else None for i, s in enumerate(lin.sites)]
+        self._sites: list[Site | None] = [
+            s if i in self._users else None for i, s in enumerate(lin.sites)
+        ]
 
     def inputs(self, index: int) -> Array | None:
         """Return the inputs of a site at the current weights; None where no tangent is needed."""

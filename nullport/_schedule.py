@@ -282,7 +282,7 @@ class Teleporter(ABC):
         """Return everything needed to resume: plain numbers, and recent batches where kept.
 
         Save it between training steps. A run that is resumed from it, with the network, the
-        optimizer and the data where they were, goes on bit for bit.
+        optimizer and the data where they were, continues bit for bit.
         """
         kept = self._resumed or [data for data in map(self._save, self._recent) if data is not None]
         numbers = {key: float(value) for key, value in self._state._asdict().items()}
@@ -299,8 +299,8 @@ class Teleporter(ABC):
         _check_keys("state", state, {"policy", "recent"})
         policy, recent = state["policy"], state["recent"]
         _check_keys("policy", policy, {"every", "horizon", *State._fields})
-        if not isinstance(recent, list | tuple):
-            msg = f"invalid recent: {recent!r}; allowed: a list of batches"
+        if not isinstance(recent, list | tuple) or len(recent) > KEPT:
+            msg = f"invalid recent: {recent!r}; allowed: a list of at most {KEPT} batches"
             raise TypeError(msg)
         every = "auto" if policy["every"] is None else policy["every"]
         rule = Rule.parse(every, policy["horizon"])

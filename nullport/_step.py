@@ -46,8 +46,9 @@ from nullport._sites import Layout
 from nullport.network import Change, Collective, LayerGraph, Site
 
 DEPTH_RADIUS, RADIUS = 1.3, 0.3
-"""Sum of relative radii over all moved layers, and the largest for one of them. Measured: the
-gradient norm grows alike (fourfold) over 6 to 66 linear maps where radius times depth is 1.3."""
+"""Sum of relative radii over all layers, and the largest for one of them. Residual networks of 6 to
+66 linear maps then let the gradient norm grow alike, a few times, where a radius of .1 for each has
+it grow a thousandfold at 66 (``tests/torch_adapter/test_depth.py``)."""
 
 SUMS = 64
 """Rounding of a norm, in spacings of its dtype: the sum of many squares."""

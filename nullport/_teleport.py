@@ -9,7 +9,7 @@ direction, scaled to ``radius * ||W||``.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from math import prod
@@ -19,7 +19,6 @@ from nullport import _verdict as judge
 from nullport._arrays import (
     Array,
     Dense,
-    Matrix,
     Vector,
     densified,
     joined,
@@ -130,18 +129,19 @@ def inspect(graph: LayerGraph, config: TeleportConfig | None = None) -> list[Lay
         attempt = _Run(graph, config, Engine(config.tangent), None)
         if isinstance(config.objective, str):
             attempt.objective = "grad_norm"
-        lin, _ = attempt.linearize()
+        lin = graph.linearize()
+        attempt.lent = [attempt.joint(lin)]
+        _finite(attempt.lent[0].loss)
         attempt.prepare(lin)
-        attempt.lent = [lin]
+        del lin
         attempt.directions(last=True)
         return attempt.layer_reports()
 
 
-class _Joint(NamedTuple):
-    """Loss and gradients of all replicas together."""
-
-    loss: Array
-    gradients: Vector
+def _finite(loss: Array) -> None:
+    if known(~namespace(loss).isfinite(loss)):
+        msg = f"the closure returned loss {float(loss)}; a teleport needs a finite loss"
+        raise ValueError(msg)
 
 
 @dataclass
@@ -157,6 +157,7 @@ class _Run:
     spaces: dict[int, NullSpace] = field(default_factory=dict)
     found: dict[int, Found] = field(default_factory=dict)
     moved: dict[int, Moved] = field(default_factory=dict)
+    lent: list[Linearization] = field(default_factory=list)
     cost: Any = GRADIENT
     tangent: str = ""
 
@@ -169,6 +170,7 @@ class _Run:
         self.radius = self._radius(1)
         self.scale: Array | None = None
         self._grad_norm: Array | None = None
+        self._whole = False
 
     def _radius(self, layers: int) -> float | Array:
         """Return the relative length of the whole move."""
@@ -178,7 +180,9 @@ class _Run:
 
     def __call__(self) -> Outcome:
         start, graph = time.perf_counter(), self.graph
-        lin, joint = self.linearize(again=self.config.steps > 1)
+        lin = graph.linearize(again=self.config.steps > 1)
+        joint = self.joint(lin)
+        _finite(joint.loss)
         before = judge.look(graph, joint.loss, joint.gradients, armijo=self._armijo, screen=True)
         self.cost += before.cost
         finite = namespace(joint.loss).isfinite
@@ -188,11 +192,10 @@ class _Run:
             (Cause.SCREEN, before.overshoots()),
         ]
         first = (joint.loss, densified(joint.gradients)) if graph.repeatable else None
-        del joint
         if not known(judge.first(stops) > 0):
             self.prepare(lin)
-            self._grad_norm, self.lent = before.grad_norm, [lin]
-            del lin
+            self._grad_norm, self.lent = before.grad_norm, [joint]
+            del lin, joint
             self._ascend()
             stops.append((Cause.STILL, self._still(before)))
         stop = judge.first(stops)
@@ -204,18 +207,11 @@ class _Run:
         code = namespace(code).where(stop > 0, stop, code)
         return self._settle(start, before, after, code, first, last)
 
-    def linearize(self, **how: bool) -> tuple[Linearization, _Joint]:
-        """Return a linearization, and the loss and gradients of all replicas together.
-
-        Raises:
-            ValueError: If the loss is known not to be finite.
-        """
-        lin, together = self.graph.linearize(**how), self.graph.collective
-        joint = _Joint(together.mean(lin.loss), joint_gradients(lin.gradients, together))
-        if known(~namespace(joint.loss).isfinite(joint.loss)):
-            msg = f"the closure returned loss {float(joint.loss)}; a teleport needs a finite loss"
-            raise ValueError(msg)
-        return lin, joint
+    def joint(self, lin: Linearization) -> Linearization:
+        """Return a linearization with loss and gradients of all replicas together."""
+        together = self.graph.collective
+        gradients = joint_gradients(lin.gradients, together)
+        return replace(lin, loss=together.mean(lin.loss), gradients=gradients)
 
     def prepare(self, lin: Linearization) -> None:
         """Find the layers that may move, at the first linearization."""
@@ -231,11 +227,11 @@ class _Run:
             graph.move(self._step())
             if remaining:
                 again = remaining > 1 and self._exact
-                lin, _ = self.linearize(unchanged=self._exact, again=again, checked=checked)
+                lin = graph.linearize(unchanged=self._exact, again=again, checked=checked)
                 self.cost += BACKWARD if lin.reused else GRADIENT
                 if not self._exact:  # an inexact step changes the inputs of deeper layers
                     self.spaces.clear()
-                self.lent = [lin]
+                self.lent = [self.joint(lin)]
                 del lin
 
     def directions(self, *, last: bool) -> bool:
@@ -249,7 +245,9 @@ class _Run:
         """
         lin = self.lent.pop()
         sparse = factors(self.layers, lin, self.graph.weights()) if self.graph.factors else {}
-        wish = pull(self.objective, self.graph, self._gradients(lin, sparse))
+        plain_gradient = self.objective == "grad_norm" and self.graph.collective.size == 1
+        along = [sparse.get(i, g) if plain_gradient else g for i, g in enumerate(lin.gradients)]
+        wish = pull(self.objective, self.graph, along)
         self._whole = wish.whole
         self.cost += wish.cost
         step = None if wish.v is None else self._relative(wish.v)
@@ -268,8 +266,9 @@ class _Run:
                 if not self.engine.give_up(bits):
                     raise
                 if collected.begun:  # sites were freed on the way
-                    again, _ = self.linearize()
-                    collected = self._collector(again, wish.direct, scale, keep=keep)
+                    collected = self._collector(
+                        self.graph.linearize(), wish.direct, scale, keep=keep
+                    )
                     self.cost += GRADIENT
         self.tangent = self.engine.choose(bits) if self.tangent else ""
         collected.finish()
@@ -281,18 +280,17 @@ class _Run:
         self, lin: Linearization, direct: Dense | None, scale: Array | float, *, keep: bool
     ) -> Directions:
         """Return what collects the directions at a linearization."""
-        graph, layers, spaces = self.graph, self.layers, self.spaces
-        given = {"length": self.radius, "scale": scale, "direct": direct, "spaces": spaces}
-        return Directions(graph, layers, lin, self.config, keep=keep, **given)  # type: ignore[arg-type]
-
-    def _gradients(self, lin: Linearization, sparse: Mapping[int, Matrix]) -> Vector:
-        """Return the joint gradient, in factors where that is smaller and can be taken."""
-        joint, alone = lin.gradients, self.graph.collective.size == 1
-        if not alone:
-            joint = joint_gradients(joint, self.graph.collective)
-        if self.objective != "grad_norm" or not alone:
-            return joint
-        return [sparse.get(i, g) for i, g in enumerate(joint)]
+        return Directions(
+            self.graph,
+            self.layers,
+            lin,
+            self.config,
+            length=self.radius,
+            scale=scale,
+            direct=direct,
+            spaces=self.spaces,
+            keep=keep,
+        )
 
     def _relative(self, v: Vector) -> Array:
         """Return ``||w|| / ||v||``, 0-d."""

@@ -112,7 +112,7 @@ report = teleport(
     model,
     lambda: loss_of(tokens),
     guard=lambda: loss_of(others),
-    config=TeleportConfig(projection="threshold", radius=3.0),
+    config=TeleportConfig(projection="threshold", radius=3.0, max_gain=1e9),
 )
 print(report)
 
@@ -123,6 +123,6 @@ print("every weight as before:", unchanged)
 
 # %%
 # ``report.accepted`` is False, ``report.reason`` says why in words, and the weights are bit for bit
-# those from before; the numbers in the table are those of the move that was undone. With an
+# those from before; nothing moved, so the table has no lengths. With an
 # optimizer (``optimizer=``) the question is a sharper one: whether the loss of the other samples
 # after the optimizer's own next step is lower than without the move.

@@ -111,7 +111,7 @@ def test_direction_is_the_projected_difference_of_gradients(xp: Any, samples: in
     graph = MLPGraph(xp, SIZES, samples=samples)
     config = _config()
     one = _Run(graph, config, Engine(config.tangent), None)
-    lin, _ = one.linearize()
+    lin = graph.linearize()
     one.prepare(lin)
     one.lent = [lin]
     one.directions(last=True)

@@ -138,7 +138,7 @@ def teleport_directions(
     engine = _Spy(config.tangent)
     with graph.exact():
         run = _Run(graph, config, engine, None)
-        lin, _ = run.linearize()
+        lin = graph.linearize()
         run.prepare(lin)
         run.lent = [lin]
         del lin
