@@ -270,6 +270,8 @@ def null_space(
         size=xp.astype(space.size, first.dtype, copy=False) * scale,
         scale=scale,
     )
+    if space.energies is None:
+        return space
     if tight:
         if every > 1:  # the certificate needs the norm of all rows
             parts = [norm(widen(x)) for site in sites for x in site.rows()]
@@ -280,7 +282,7 @@ def null_space(
         return replace(space, ratio=double(change / positive(length) / scale))
     if callable(config.projection):
         return _chosen(space, config.projection)
-    return space if space.energies is None else replace(space, gains=_step(space, config.threshold))
+    return replace(space, gains=_step(space, config.threshold))
 
 
 def _step(space: NullSpace, tau: float) -> Array:
@@ -349,6 +351,8 @@ def _by_qr(x: Array, samples: int, exact: bool) -> NullSpace:
     xp, rows = namespace(x), x.shape[-2]
     share = (samples / rows) ** 0.5
     basis, r = xp.linalg.qr(xp.matrix_transpose(x), mode="reduced")
+    if _broken(r):
+        return _closed(x, samples)
     made = NullSpace(basis, None, norm(r) * share, exact, samples, rows)
     if exact and _independent(r, _tolerance(basis, rows)):
         return made
@@ -367,6 +371,8 @@ def _by_gram(chunks: Iterator[Array], samples: int, together: Collective) -> Nul
         gram, rows = gram + gram_matrix(chunk), rows + chunk.shape[-2]
     gram, rows = together.sum(gram), int(together.sum(rows))
     xp = namespace(gram)
+    if _broken(gram):
+        return _closed(gram, samples)
     energies, basis = _eigh(gram)
     energies = xp.clip(energies, 0.0) * (samples / rows)
     return NullSpace(basis, energies, xp.sqrt(xp.sum(energies)), False, samples, rows)
@@ -380,9 +386,23 @@ def _by_stream(chunks: Iterator[Array], samples: int, together: Collective) -> N
         r = xp.linalg.qr(chunk if r is None else xp.concat([r, chunk], axis=-2), mode="reduced")[1]
     r = together.rows(r)
     xp = namespace(r)
+    if _broken(r):
+        return _closed(r, samples)
     _, values, vt = xp.linalg.svd(r, full_matrices=False)
     basis, energies = xp.flip(xp.matrix_transpose(vt), axis=-1), xp.flip(values, axis=-1) ** 2
     return NullSpace(basis, energies, norm(r), True, samples, samples)
+
+
+def _broken(x: Array) -> bool:
+    """Tell whether a matrix is known not to be finite: it has no factorisation."""
+    return known(~namespace(x).all(namespace(x).isfinite(x)))
+
+
+def _closed(like: Array, samples: int) -> NullSpace:
+    """Return the space of rows (..., n, d) that are not finite: no certificate of it is finite."""
+    xp, (*stack, _, features) = namespace(like), like.shape
+    basis = xp.zeros((*stack, features, 0), dtype=like.dtype, device=place(like))
+    return NullSpace(basis, None, xp.full_like(xp.max(like), xp.nan), True, samples, samples)
 
 
 def _independent(r: Array, tolerance: float) -> bool:

@@ -49,7 +49,7 @@ HOLDS = {
     Hold.HIDDEN: "part of its gradient comes from a use that is not visible",
     Hold.EMPTY: "its null space is empty",
     Hold.STILL: "its inputs do not depend on the weights, as in a first layer",
-    Hold.BROKEN: "its direction is not finite",
+    Hold.BROKEN: "its inputs or its direction are not finite",
     Hold.SPANNED: "its direction lies in the row space of its inputs",
     Hold.SHORT: "the radius or the budget allows no move, as where weights are zero",
 }

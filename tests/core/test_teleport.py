@@ -382,3 +382,44 @@ def test_what_was_recorded_is_freed_before_the_move_is_judged() -> None:
     graph = Order(np, SIZES)
     teleport(graph, _config())
     assert graph.counts["release"] == 1
+
+
+class Breaks(MLPGraph):
+    """Its weights are no numbers after the first step."""
+
+    def move(self, changes: Any) -> None:
+        super().move(changes)
+        self._weights = [w * np.nan for w in self._weights]
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.1])
+@pytest.mark.parametrize("samples", [4, 60])
+def test_what_breaks_between_steps_is_refused_and_undone(samples: int, threshold: float) -> None:
+    for projection in ("threshold",) if threshold else ("threshold", "budget"):
+        graph = Breaks(np, (6, 30, 30, 3), samples=samples)
+        start = graph.weights()
+        config = TeleportConfig(projection=projection, threshold=threshold, steps=2)
+        report = teleport(graph, config)
+        assert not report.accepted
+        assert all(a is b for a, b in zip(graph.weights(), start, strict=True))
+
+
+class Infinite(MLPGraph):
+    """One unit of the second layer's input is infinite, and multiplied by weights of 0."""
+
+    def differentiate(self, *args: Any) -> Any:
+        loss, gradients, inputs, deltas = super().differentiate(*args)
+        inputs[1] = inputs[1].copy()
+        inputs[1][0, 0] = np.inf
+        return loss, gradients, inputs, deltas
+
+
+@pytest.mark.parametrize("samples", [4, 60])
+@pytest.mark.parametrize("projection", ["threshold", "budget"])
+def test_a_layer_with_infinite_inputs_stays(samples: int, projection: Any) -> None:
+    graph = Infinite(np, (6, 40, 30, 3), samples=samples)
+    start = graph.weights()
+    report = teleport(graph, TeleportConfig(projection=projection, objective="weight_norm"))
+    assert "layer1.weight" in {layer.name for layer in report.layers if layer.reason}
+    assert graph.weights()[2] is start[2] or np.array_equal(graph.weights()[2], start[2])
+    assert all(np.isfinite(w).all() for w in graph.weights())
