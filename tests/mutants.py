@@ -25,7 +25,7 @@ CONFIG = """
 module-path = [{modules}]
 timeout = 180.0
 excluded-modules = []
-test-command = "{python} -m pytest -x -q -p no:cacheprovider -p no:randomly tests/core"
+test-command = "{python} -m pytest -x -q -n 2 -p no:cacheprovider -p no:randomly tests/core"
 
 [cosmic-ray.distributor]
 name = "local"
@@ -46,7 +46,7 @@ def prepare(modules: list[str]) -> None:
     shutil.rmtree(COPY, ignore_errors=True)
     COPY.mkdir(parents=True)
     shutil.copytree(ROOT / "nullport", COPY / "nullport")
-    for name in ("core", "helpers", "conftest.py"):
+    for name in ("core", "helpers", "conftest.py", "fuzz_certificate.py"):
         source, target = ROOT / "tests" / name, COPY / "tests" / name
         target.parent.mkdir(exist_ok=True)
         shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
@@ -78,6 +78,7 @@ def main() -> None:
     given = parser.parse_args()
     prepare(given.modules)
     total = sample(given.sample, given.seed)
+    cosmic_ray("baseline", "cosmic.toml")  # tests that fail by themselves would kill everything
     cosmic_ray("exec", "cosmic.toml", "session.sqlite")
     killed: Counter[str] = Counter()
     seen: Counter[str] = Counter()
