@@ -7,13 +7,14 @@ an entry may be a :class:`LowRank`, which stands for ``left^T right`` without fo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from array_api_compat import array_namespace, device, is_lazy_array, is_numpy_array
 
+T = TypeVar("T")
 Array: TypeAlias = Any
 """An array of any namespace that follows the Python array API standard."""
 
@@ -153,7 +154,7 @@ def norm(x: Matrix) -> Array:
     xp = namespace(x)
     if not traced(x):
         # NumPy's own is a product with itself; that of the standard makes an array of squares.
-        plainly = np.linalg.norm(x) if is_numpy_array(x) else xp.linalg.vector_norm(x)
+        plainly = np.linalg.norm(x) if is_numpy_array(x) else whole(xp.linalg.vector_norm(x))
         limits = _LIMITS.setdefault(type(x), {})  # dtypes of two namespaces must not be compared
         if x.dtype not in limits:
             info = xp.finfo(x.dtype)
@@ -163,7 +164,7 @@ def norm(x: Matrix) -> Array:
         if low < float(plainly) < high:
             return plainly
     size = largest(x)
-    return xp.linalg.vector_norm(x / size) * size
+    return whole(xp.linalg.vector_norm(x / size)) * size
 
 
 def largest(x: Array) -> Array:
@@ -171,7 +172,7 @@ def largest(x: Array) -> Array:
     xp = namespace(x)
     if 0 in x.shape:
         return xp.ones((), dtype=x.dtype, device=place(x))
-    size = xp.max(xp.abs(x))
+    size = whole(xp.max(xp.abs(x)))
     return xp.where((size > 0) & xp.isfinite(size), size, xp.ones_like(size))
 
 
@@ -204,7 +205,7 @@ def inner(a: Vector, b: Vector) -> Array:
         for x, y in zip(a, b, strict=True)
         if x is not None and y is not None
     ]
-    terms = [namespace(x).sum(x * y) for x, y in pairs]
+    terms = [whole(namespace(x).sum(x * y)) for x, y in pairs]
     return sum(terms[1:], start=terms[0])
 
 
@@ -237,6 +238,14 @@ def place(x: Array) -> Any:
     """
     where = device(x)
     return None if hasattr(where, "device_set") else where
+
+
+def whole(x: Array) -> Array:
+    """Return a 0-d array that was computed of one that is spread over processes, on each of them.
+
+    The result of a reduction of such an array (``DTensor`` of torch) is still spread.
+    """
+    return x.full_tensor() if hasattr(x, "full_tensor") else x
 
 
 def with_column(x: Array, value: float | Array) -> Array:
@@ -290,3 +299,48 @@ class Collective:
             return x
         size = positive(self.sum(x))  # scales, so that no square over- or underflows
         return size * self.sum((x / size) ** 2) ** 0.5
+
+    def gather(self, value: T) -> list[T]:
+        """Return a plain Python value of every replica; once if they run one program."""
+        return [value]
+
+    def attempt(self, work: Callable[[], T]) -> T:
+        """Return ``work()``. Where it raises on one replica it raises on all: none has to wait."""
+        return work()
+
+    def gradients(self, vector: Vector, weights: Sequence[Array]) -> list[Matrix | None]:
+        """Return the mean of a vector over replicas; rows of factors are joined.
+
+        An entry that is None on some replicas only, where the loss does not depend on the weight,
+        is 0 there.
+        """
+        if self.size == 1:
+            return list(vector)
+        kinds = self.gather([_kind(a) for a in vector])
+        found: list[Matrix | None] = []
+        for index, a in enumerate(vector):
+            kind = {own[index] for own in kinds}
+            if kind == {""}:
+                found.append(None)
+            elif kind == {"factors"} and isinstance(a, LowRank):
+                found.append(LowRank(self.rows(a.left) / self.size, self.rows(a.right)))
+            else:
+                zero = namespace(weights[index]).zeros_like(weights[index])
+                found.append(self.mean(zero if a is None else dense(a)))
+        return found
+
+    def apart(self, weights: Sequence[Array]) -> Array:
+        """Return whether the weights of any two replicas differ, 0-d bool.
+
+        Sums alone would miss steps that keep them, as those of a softmax over classes do. Where
+        the bits of an array can be read, to compare their sum is sharper.
+        """
+        xp = namespace(weights[0])
+        kept = [widen(w) for w in weights if xp.isdtype(w.dtype, "real floating")]
+        sums = [double(found) for w in kept for found in (whole(xp.sum(w)), norm(w))]
+        every = self.rows(xp.stack(sums)[None, :])
+        return xp.any(every != every[:1, :])
+
+
+def _kind(a: Matrix | None) -> str:
+    return "" if a is None else "factors" if isinstance(a, LowRank) else "array"

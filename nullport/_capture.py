@@ -19,8 +19,6 @@ from math import prod
 from nullport._arrays import (
     Array,
     LowRank,
-    Matrix,
-    Vector,
     dense,
     joined,
     joint_norm,
@@ -193,10 +191,19 @@ def find_layers(
 ) -> tuple[list[Layer], dict[str, str]]:
     """Find the weights that may move, and say why the others may not.
 
+    Args:
+        graph: The network.
+        lin: Its linearization, with the gradient of the joint loss.
+        config: Settings.
+        norms: The norm of every weight, by its index.
+
     Raises:
         ValueError: If no weight is used by a linear map, or there are no samples.
     """
     blocks, excluded = capture(graph.parameters, lin.uses, config)
+    if graph.collective.size > 1:
+        blocks, unlike = _alike(blocks, lin, graph.collective)
+        excluded |= unlike
     if not lin.sites:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in [*excluded.items()][:5])
         msg = f"no weight of the model is used by a recognised linear map ({reasons})"
@@ -209,6 +216,35 @@ def find_layers(
     pairs = list(zip(blocks, counts, strict=True))
     excluded |= {block.name: "no sample reaches it" for block, n in pairs if not n}
     return [_layer(block, n, graph, lin, norms, config) for block, n in pairs if n], excluded
+
+
+def _alike(
+    blocks: Sequence[Block], lin: Linearization, together: Collective
+) -> tuple[list[Block], dict[str, str]]:
+    """Return the blocks that all replicas use alike, and why the others stay.
+
+    Replicas add over blocks one after another, so all must come to them in the same order.
+
+    Raises:
+        ValueError: If replicas run their layers in different orders.
+    """
+
+    def key(block: Block) -> str:
+        differentiable = any(lin.sites[i].cotangent is not None for i in block.sites)
+        bias = None if block.bias is None else (block.bias[0], block.bias[1].canonical)
+        return repr((block.name, block.layout.canonical, bias, differentiable))
+
+    own = {key(block): block for block in blocks}
+    every = together.gather([*own])
+    common = [k for k in every[0] if all(k in keys for keys in every)]
+    # Null spaces are made at a layer's first tangent, directions finished at its last.
+    orders = [sorted(common, key=lambda k: end(own[k].sites)) for end in (min, max)]
+    if any(found != orders for found in together.gather(orders)):
+        msg = "the replicas run their layers in different orders"
+        raise ValueError(msg)
+    rest = [block for k, block in own.items() if k not in common]
+    reason = "not every replica uses it, or not in the same way"
+    return [own[k] for k in common], {block.name: reason for block in rest}
 
 
 def _layer(
@@ -228,7 +264,7 @@ def _layer(
     mismatch = output_norm * 0
     if gradient is not None:
         read = graph.read(block.parameter, dense(gradient), block.layout)
-        mismatch = explained(block, read, lin)
+        mismatch = explained(block, read, lin, together)
     weights = graph.weights()
     tight = is_tight(block.features, samples, config)
     return Layer(
@@ -287,20 +323,6 @@ def factors(
     return found
 
 
-def joint_gradients(gradients: Vector, together: Collective) -> list[Matrix | None]:
-    """Return gradients of the joint loss: the mean over replicas, rows of factors joined."""
-    if together.size == 1:
-        return list(gradients)
-    return [
-        LowRank(together.rows(g.left) / together.size, together.rows(g.right))
-        if isinstance(g, LowRank)
-        else None
-        if g is None
-        else together.mean(g)
-        for g in gradients
-    ]
-
-
 def _without_hidden_bias(
     block: Block, graph: LayerGraph, lin: Linearization, tolerance: float
 ) -> Block:
@@ -310,15 +332,15 @@ def _without_hidden_bias(
     if block.bias is None or gradient is None or not sites:
         return block
     gradient = widen(graph.read(block.bias[0], dense(gradient), block.bias[1]))
-    parts = [widen(site.bias_gradient()) for site in sites]
+    parts, together = [widen(site.bias_gradient()) for site in sites], graph.collective
     # Against what was added, not the sum: attention's key bias has gradient 0 by cancellation.
     scale = sum(norm(widen(site.cotangent)) * site.samples**0.5 for site in sites)
-    mismatch = norm(gradient - sum(parts[1:], start=parts[0]))
-    hidden = graph.collective.agree(~(mismatch <= tolerance * scale))
+    mismatch = norm(gradient - together.mean(sum(parts[1:], start=parts[0])))
+    hidden = together.agree(~(mismatch <= tolerance * together.mean(scale)))
     return replace(block, bias=None) if known(hidden) else block
 
 
-def explained(block: Block, gradient: Array, lin: Linearization) -> Array:
+def explained(block: Block, gradient: Array, lin: Linearization, together: Collective) -> Array:
     """Check that the captured sites account for the whole gradient of a block (Freivalds' check).
 
     ``dL/dW = sum delta^T X`` over the sites holds exactly when no use of the weight was missed.
@@ -327,8 +349,9 @@ def explained(block: Block, gradient: Array, lin: Linearization) -> Array:
 
     Args:
         block: The block.
-        gradient: Its gradient, shape (..., out, in).
+        gradient: Its gradient, shape (..., out, in), of the joint loss.
         lin: The linearization that holds the sites.
+        together: Adds over replicas.
 
     Returns:
         The relative mismatch, a 0-d array: rounding if the capture is complete.
@@ -341,7 +364,7 @@ def explained(block: Block, gradient: Array, lin: Linearization) -> Array:
     else:  # as it is stored: its transpose a compiler would copy, or read against the grain
         left = z[None, :] @ whole
     right = xp.zeros_like(left)
-    scale = norm(left)
+    scale = 0 * norm(left)
     for index in block.sites:
         site = lin.sites[index]
         if site.cotangent is None:
@@ -350,5 +373,6 @@ def explained(block: Block, gradient: Array, lin: Linearization) -> Array:
         part = site.weight_gradient(inputs, xp.astype(z, inputs.dtype))
         right = right + part
         scale = xp.maximum(scale, norm(part))
+    right, scale = together.mean(right), xp.maximum(norm(left), together.mean(scale))
     tiny = float(xp.finfo(scale.dtype).smallest_normal)
     return norm(left - right) / xp.maximum(scale, xp.full_like(scale, tiny))

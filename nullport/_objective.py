@@ -65,10 +65,9 @@ class Pull:
 def mean_gradient(graph: LayerGraph, batch: str, shift: Dense | None) -> tuple[Array, Dense]:
     """Return the joint loss of a batch at ``w - shift``, and its gradient, over all replicas."""
     loss, gradients = graph.gradient(batch, shift)
-    if graph.collective.size == 1:
-        return loss, gradients
-    mean = graph.collective.mean
-    return mean(loss), [None if g is None else mean(g) for g in gradients]
+    together = graph.collective
+    joint = together.gradients(gradients, graph.weights()) if together.size > 1 else gradients
+    return together.mean(loss), densified(joint)
 
 
 def _grad_norm(graph: LayerGraph, gradients: Dense) -> Pull:  # noqa: ARG001

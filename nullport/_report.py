@@ -30,6 +30,7 @@ class Cause(IntEnum):
     GAIN = 6
     ARMIJO = 7
     GUARD = 8
+    APART = 9
 
 
 class Hold(IntEnum):
@@ -75,6 +76,7 @@ REASONS: dict[Cause, Callable[[TeleportReport], str]] = {
         f"the guard loss would be {_number(r.guard_after)}, without the move "
         f"{_number(r.guard_before)}"
     ),
+    Cause.APART: lambda _: "the replicas do not hold the same weights",
 }
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from functools import partial
 from math import prod
 from typing import Any, NamedTuple
 
@@ -34,7 +35,6 @@ from nullport._capture import (
     Norms,
     factors,
     find_layers,
-    joint_gradients,
     lazy_norms,
 )
 from nullport._config import Objective, TeleportConfig
@@ -108,7 +108,8 @@ def run(
     config = TeleportConfig.checked(config)
     with graph.exact():
         try:
-            return _Run(graph, config, engine or Engine(config.tangent), radius)()
+            attempt = _Run(graph, config, engine or Engine(config.tangent), radius)
+            return graph.collective.attempt(attempt)
         except BaseException:
             graph.keep(0.0)
             raise
@@ -129,13 +130,7 @@ def inspect(graph: LayerGraph, config: TeleportConfig | None = None) -> list[Lay
         attempt = _Run(graph, config, Engine(config.tangent), None)
         if isinstance(config.objective, str):
             attempt.objective = "grad_norm"
-        lin = graph.linearize()
-        attempt.lent = [attempt.joint(lin)]
-        _finite(attempt.lent[0].loss)
-        attempt.prepare(lin)
-        del lin
-        attempt.directions(last=True)
-        return attempt.layer_reports()
+        return graph.collective.attempt(attempt.look)
 
 
 def _finite(loss: Array) -> None:
@@ -187,13 +182,14 @@ class _Run:
         self.cost += before.cost
         finite = namespace(joint.loss).isfinite
         stops: list[tuple[IntEnum, Array]] = [
+            (Cause.APART, self._apart(joint.loss)),
             (Cause.INFINITE, ~finite(joint.loss)),
             (Cause.GRADIENT, ~finite(before.grad_norm)),
             (Cause.SCREEN, before.overshoots()),
         ]
         first = (joint.loss, densified(joint.gradients)) if graph.repeatable else None
         if not known(judge.first(stops) > 0):
-            self.prepare(lin)
+            self.prepare(joint)
             self._grad_norm, self.lent = before.grad_norm, [joint]
             del lin, joint
             self._ascend()
@@ -207,10 +203,18 @@ class _Run:
         code = namespace(code).where(stop > 0, stop, code)
         return self._settle(start, before, after, code, first, last)
 
+    def look(self) -> list[LayerReport]:
+        """Return what a teleport would find at every weight."""
+        self.lent = [self.joint(self.graph.linearize())]
+        _finite(self.lent[0].loss)
+        self.prepare(self.lent[0])
+        self.directions(last=True)
+        return self.layer_reports()
+
     def joint(self, lin: Linearization) -> Linearization:
         """Return a linearization with loss and gradients of all replicas together."""
         together = self.graph.collective
-        gradients = joint_gradients(lin.gradients, together)
+        gradients = together.gradients(lin.gradients, self.graph.weights())
         return replace(lin, loss=together.mean(lin.loss), gradients=gradients)
 
     def prepare(self, lin: Linearization) -> None:
@@ -259,8 +263,8 @@ class _Run:
         while wish.v is not None and step is not None:
             self.tangent = self.engine.choose(bits)
             try:
-                call = self.engine(self.graph, wish.v, step, collected, bits, replay_cost)
-                self.cost += call + FORWARD
+                ask = partial(self.engine, self.graph, wish.v, step, collected, bits, replay_cost)
+                self.cost += self.graph.collective.attempt(ask) + FORWARD
                 break
             except TangentUnavailable:
                 if not self.engine.give_up(bits):
@@ -314,6 +318,12 @@ class _Run:
             found[i] = self.found[b] = replace(found[i], delta=None, sample=())
             yield from changes
 
+    def _apart(self, like: Array) -> Array:
+        """Whether the weights of the replicas differ, 0-d bool."""
+        if self.graph.collective.size > 1:
+            return self.graph.collective.apart(self.graph.weights())
+        return namespace(like).zeros_like(like) != 0
+
     def _still(self, before: Look) -> Array:
         """Whether no weight has moved, 0-d bool."""
         lengths = [moved.length for moved in self.moved.values()]
@@ -358,6 +368,8 @@ class _Run:
     ) -> Outcome:
         """Keep or undo the move, and say so."""
         xp = namespace(cause)
+        apart = self._apart(cause) & (cause == 0)
+        cause = xp.where(apart, xp.full_like(cause, int(Cause.APART)), cause)
         accepted = ~self.graph.collective.agree(cause != 0)
         fits = accepted if traced(cause) else bool(accepted)
         share = xp.astype(accepted, before.grad_norm.dtype) if traced(cause) else float(fits)

@@ -73,6 +73,7 @@ __all__ = [
     "Matrix",
     "Parameter",
     "Receive",
+    "ReplicaFailed",
     "Site",
     "TangentUnavailable",
     "Use",
@@ -112,6 +113,13 @@ A site that is passed over has a tangent of 0.
 
 class TangentUnavailable(RuntimeError):  # noqa: N818
     """Raised by an adapter whose forward-mode differentiation cannot handle this network."""
+
+
+class ReplicaFailed(Exception):  # noqa: N818
+    """Raised by a :class:`Collective` where another replica failed, so that none may go on.
+
+    No ``RuntimeError``, which adapters take for a rule that forward mode lacks.
+    """
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from nullport.network import (
@@ -39,6 +40,7 @@ from nullport_torch._checks import (
     unwrap,
 )
 from nullport_torch._conv import Geometry
+from nullport_torch._distributed import Replicas, replicas_of
 from nullport_torch._optimizer import step_of_copy
 from nullport_torch._recorder import Added, Recorder, Replacement
 from nullport_torch._seen import Seen, site_of
@@ -64,14 +66,18 @@ class TorchGraph(LayerGraph):
         others: Closure | None = None,
         optimizer: Optimizer | None = None,
         keep: bool = False,
+        replicas: Replicas | None = None,
     ) -> None:
         """Wrap a model, the closures over it, and the optimizer that trains it.
 
-        With ``keep`` the gradient at the weights that are settled on may be handed over.
+        With ``keep`` the gradient at the weights that are settled on may be handed over. Other
+        processes that train the same weights are ``replicas``, by default those of its wrapper.
         """
         if torch.is_inference_mode_enabled():
             msg = "teleports need gradients: call them outside torch.inference_mode()"
             raise RuntimeError(msg)
+        self._replicas = replicas_of(model) if replicas is None else replicas
+        self.collective = self._replicas.collective
         given, model = model, unwrap(model)
         closures = {"batch": closure, "guard": guard, "others": others}
         self._closures = {name: c for name, c in closures.items() if c is not None}
@@ -91,7 +97,8 @@ class TorchGraph(LayerGraph):
         self._unseen: list[int] = []
         self._copies: dict[object, Tensor] = {}
         self._takes_gradients = False
-        self._keep = keep and model is given and self._all_known()
+        seen_through = model is given or isinstance(given, DistributedDataParallel)
+        self._keep = keep and seen_through and self._all_known()
         if not self._live:
             reasons = sorted({p.reason for p in self._parameters}) or ["it has no parameters"]
             msg = f"the model has no trainable parameter: {'; '.join(reasons)}"
@@ -115,9 +122,12 @@ class TorchGraph(LayerGraph):
         trained = [p for group in self._optimizer.param_groups for p in group["params"]]
         return all(id(p) in live for p in [*trained, *self._tensors] if p.requires_grad)
 
-    def exact(self) -> contextlib.AbstractContextManager[None]:
-        """Return the context the core runs in."""
-        return self._ambient.exact()
+    def exact(self) -> contextlib.ExitStack:
+        """Return the context the core runs in, in which wrappers are passed by."""
+        stack = contextlib.ExitStack()
+        stack.enter_context(self._replicas.passed_by())
+        stack.enter_context(self._ambient.exact())
+        return stack
 
     def weights(self) -> list[Tensor]:
         """Return the current parameters."""
@@ -140,6 +150,8 @@ class TorchGraph(LayerGraph):
             loss = checked_loss(self._closures["batch"]())
         # A training step would also draw random numbers and update buffers.
         self._keep = self._keep and self._ambient.untouched()
+        # Where one rank hands over and another does not, one waits for the other's backward pass.
+        self._keep = not self.collective.agree(not self._keep)
         self._inputs = [(s.inputs.shape, weakref.ref(s.inputs)) for s in recorder.seen]
         self._half = any(seen.half for seen in recorder.seen)
         how = {"again": again, "checked": checked, "reused": False}
@@ -293,7 +305,8 @@ class TorchGraph(LayerGraph):
                 if distance > 0.2 * torch.linalg.vector_norm(base.float()):
                     how = "the inputs of its first linear map differ"
                     raise later(how)
-            if inputs.data_ptr() != base.data_ptr():  # the same data has no tangent
+            # The same data has no tangent; an address would not tell of a batch of 0 samples.
+            if not inputs.is_set_to(base):
                 with self._ambient.arithmetic():
                     receive(index, inputs)
 
