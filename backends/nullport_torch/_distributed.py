@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_map
 
 from nullport.network import Collective
 from nullport_torch._ranks import Ranks
+from nullport_torch._sharded import is_flat, is_spread, local, sample_groups
 
 Group: TypeAlias = "dist.ProcessGroup | Literal['auto'] | None"
 """The process group of ranks that train the same weights, None for this process alone."""
@@ -96,7 +97,10 @@ class Watch:
 
     def obstacle(self) -> str:
         """Return why they cannot teleport together, or an empty string; to be asked on all."""
-        found = self.replicas()
+        try:
+            found = self.replicas()
+        except ValueError as error:
+            return str(error)
         if found.known:
             return ""
         ranks = f"the {found.collective.size} ranks of the process group"
@@ -125,6 +129,15 @@ def replicas_of(model: nn.Module, group: Group = "auto") -> Replicas:
     """
     if group is None or not dist.is_available() or not dist.is_initialized():
         return Replicas()
+    if any(is_flat(module) for module in model.modules()):
+        msg = (
+            "the weights of FullyShardedDataParallel are parts of one flat parameter, in which no "
+            "rank sees a matrix; allowed: fully_shard (FSDP2), or DistributedDataParallel"
+        )
+        raise ValueError(msg)
+    sharded = _sharded(model)
+    if sharded is not None and group == "auto":
+        return sharded
     wrappers = wrappers_of(model)
     groups = {wrapper.process_group for wrapper in wrappers}
     reduced = {id(p) for wrapper in wrappers for p in wrapper.parameters()}
@@ -135,6 +148,25 @@ def replicas_of(model: nn.Module, group: Group = "auto") -> Replicas:
         return Replicas(wrappers=wrappers)
     device = trained[0].device if trained else torch.device("cpu")
     return Replicas(Ranks(chosen, device), wrappers, known or group != "auto")
+
+
+def _sharded(model: nn.Module) -> Replicas | None:
+    """Return the processes that hold other samples where weights are spread over ranks.
+
+    Ranks that share the weights of one layer between them (tensor parallel) have the same samples.
+    """
+    groups = sample_groups(model)
+    spread = [p for p in model.parameters() if is_spread(p)]
+    if len(groups) > 1:
+        msg = f"fully_shard averages over {len(groups)} different meshes; allowed: one"
+        raise ValueError(msg)
+    if groups and groups[0].size() > 1:
+        return Replicas(Ranks(groups[0], local(spread[0]).device))
+    if spread:
+        mesh: Any = spread[0]
+        everybody = dist.get_world_size() == mesh.device_mesh.size()
+        return Replicas(known=everybody or bool(groups))
+    return None
 
 
 def wrappers_of(model: nn.Module) -> list[DistributedDataParallel]:

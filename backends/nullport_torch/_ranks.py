@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from nullport.network import Collective, ReplicaFailed, TangentUnavailable
+from nullport_torch._sharded import is_spread
 
 T = TypeVar("T")
 
@@ -55,7 +55,7 @@ class Ranks(Collective):
 
     def mean(self, x: Any) -> Any:
         """Return the mean over ranks; a sharded gradient is one already."""
-        return x if isinstance(x, DTensor) else super().mean(x)
+        return x if is_spread(x) else super().mean(x)
 
     def rows(self, x: Tensor) -> Tensor:
         """Return the rows of all ranks, (..., sum of n, d), for ``x`` (..., n, d)."""
@@ -81,8 +81,13 @@ class Ranks(Collective):
         return found
 
     def apart(self, weights: Sequence[Tensor]) -> Tensor:
-        """Return whether the bits of any two ranks' weights differ, 0-d bool."""
-        sums = [_bits(w).sum(dtype=torch.int64) for w in weights]
+        """Return whether the bits of any two ranks' weights differ, 0-d bool.
+
+        Of weights that are spread over ranks, each has a part of its own.
+        """
+        sums = [_bits(w).sum(dtype=torch.int64) for w in weights if not is_spread(w)]
+        if not sums:
+            return torch.tensor(False, device=self._device)
         every = self.rows(torch.stack([s.to(self._device) for s in sums])[None])
         return (every != every[:1]).any()
 
@@ -163,8 +168,7 @@ class Ranks(Collective):
 
 def _bits(tensor: Tensor) -> Tensor:
     """Return the bits of a tensor of floats as integers; their sum does not depend on the order."""
-    part = tensor.detach()
-    part = (part.to_local() if isinstance(part, DTensor) else part).contiguous()
+    part = tensor.detach().contiguous()
     if not part.dtype.is_floating_point:
         return part
     size = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
