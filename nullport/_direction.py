@@ -20,7 +20,7 @@ that its inputs and cotangents are freed, so that they and the null spaces are n
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from nullport._arrays import (
     Array,
@@ -139,7 +139,10 @@ class Directions:
         """Finish every layer whose last site comes ``before`` this one."""
         for b, last in enumerate(self._last):
             if last < before and b not in self.found:
-                self.found[b] = self._direction(b)
+                found = self._direction(b)
+                # Directions of all layers wait for each other, together as large as the weights.
+                kept = None if found.delta is None else self._graph.pack(found.delta)
+                self.found[b] = replace(found, delta=kept)
                 self._free(b)
 
     def _free(self, b: int) -> None:

@@ -335,6 +335,15 @@ class LayerGraph(ABC):
         del parameter
         return layout.read(array)
 
+    def pack(self, direction: Matrix) -> Any:
+        """Return the direction of a layer, (..., out, in), as it is kept until all are known."""
+        return direction
+
+    def unpack(self, kept: Any) -> Matrix:
+        """Return a direction that was kept by :meth:`pack`."""
+        direction: Matrix = kept
+        return direction
+
     def exact(self) -> AbstractContextManager[Any]:
         """Return the context in which the core computes, with the full precision of the dtypes."""
         return nullcontext()

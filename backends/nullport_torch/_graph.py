@@ -21,6 +21,7 @@ from nullport.network import (
     Layout,
     Linearization,
     LowRank,
+    Matrix,
     Parameter,
     Receive,
     Site,
@@ -43,7 +44,7 @@ from nullport_torch._conv import Geometry
 from nullport_torch._distributed import Replicas, replicas_of
 from nullport_torch._recorder import Added, Recorder, Replacement
 from nullport_torch._seen import Seen, site_of
-from nullport_torch._sharded import Shards, is_spread, spread, whole
+from nullport_torch._sharded import Shards, in_parts, is_spread, spread, whole
 from nullport_torch._weights import Weights, strided
 from nullport_torch._zero import step_over_ranks
 
@@ -380,6 +381,16 @@ class TorchGraph(LayerGraph):
             raise ValueError(msg)
         by_id = {id(p): g for p, g in zip(self._tensors, gradients, strict=True)}
         return step_over_ranks(self._optimizer, self._tensors, by_id, self.collective)
+
+    def pack(self, direction: Matrix) -> Any:
+        """Keep a direction in parts where the weights are."""
+        if self.factors or isinstance(direction, LowRank):
+            return direction
+        return in_parts(direction, next(p for p in self._tensors if is_spread(p)))
+
+    def unpack(self, kept: Any) -> Matrix:
+        """Return a direction, whole."""
+        return kept if isinstance(kept, LowRank) else whole(kept)
 
     def move(self, changes: Iterable[Change]) -> None:
         """Add each change to its parameter, keeping a copy of it."""

@@ -73,6 +73,22 @@ def spread(tensor: Tensor, like: Tensor) -> Tensor:
     return found
 
 
+def in_parts(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return a tensor (..., rows, columns) with its rows spread over the ranks of ``like``."""
+    from torch.distributed.tensor import DTensor, Replicate, Shard
+
+    assert isinstance(like, DTensor)
+    mesh = like.device_mesh
+    same = DTensor.from_local(tensor, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    parts = same.redistribute(placements=[Shard(tensor.ndim - 2)] * mesh.ndim)
+    # A part may be a view, which would hold the whole.
+    own = parts.to_local().clone()
+    found: Tensor = DTensor.from_local(
+        own, mesh, parts.placements, run_check=False, shape=tensor.shape, stride=parts.stride()
+    )
+    return found
+
+
 class Shards:
     """What ``fully_shard`` has to do with a model.
 

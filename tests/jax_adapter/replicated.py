@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -314,7 +315,12 @@ def main() -> None:
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     names = CASES if DEVICES == 4 else SOME
     names = sys.argv[2:] or names
-    print(json.dumps({name: CASES[name]() for name in names}), flush=True)
+    found = {}
+    for name in names:
+        start = time.perf_counter()
+        found[name] = CASES[name]()
+        print(name, round(time.perf_counter() - start, 1), file=sys.stderr, flush=True)
+    print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":
