@@ -4,8 +4,8 @@ An adapter wraps a network, a loss and a batch as a :class:`LayerGraph`; :func:`
 does the rest. Data flows one way: the adapter captures, the core decides, the adapter moves.
 
 - A *site* is one use of a weight by a linear map on rows: :class:`DenseSite` where inputs and
-  cotangents are matrices, :class:`GradientSite` where only the gradient of the weight is known, or
-  any class with the methods of :class:`Site`, such as a convolution on patches.
+  cotangents are matrices, or any class with the methods of :class:`Site`, such as a convolution on
+  patches, or a use of which only the gradient of the weight is known.
 - A :class:`Use` says which :class:`Parameter` a site uses, and by which :class:`Layout`. A use that
   is no linear map has a reason instead of a site: the parameter then stays where it is.
 - A :class:`Linearization` is one gradient with all sites and uses; a :class:`Change` is what is to
@@ -46,10 +46,8 @@ from nullport._arrays import (
 from nullport._sites import (
     Axes,
     DenseSite,
-    GradientSite,
     Layout,
     Site,
-    layer_input,
     matrix,
 )
 
@@ -65,7 +63,6 @@ __all__ = [
     "Dense",
     "DenseSite",
     "FunctionalGraph",
-    "GradientSite",
     "LayerGraph",
     "Layout",
     "Linearization",
@@ -84,7 +81,6 @@ __all__ = [
     "inner",
     "joint_norm",
     "known",
-    "layer_input",
     "matrix",
     "namespace",
     "norm",
