@@ -41,9 +41,9 @@ def known(condition: Array) -> bool:
     return not traced(condition) and bool(condition)
 
 
-def plain(x: Array) -> Any:
-    """Return a 0-d array as a Python number, or as it is where it may be traced."""
-    if traced(x):
+def plain(x: Array | None) -> Any:
+    """Return a 0-d array as a Python number; None, and what is traced, as it is."""
+    if x is None or traced(x):
         return x
     if isinstance(x, float):  # of Python or NumPy
         return float(x)
@@ -72,6 +72,11 @@ def double(x: Array) -> Array:
 def eps(x: Array) -> float:
     """Return the relative spacing of numbers in the dtype of ``x``."""
     return float(namespace(x).finfo(x.dtype).eps)
+
+
+def tiny(x: Array) -> float:
+    """Return the smallest normal number in the dtype of ``x``."""
+    return float(namespace(x).finfo(x.dtype).smallest_normal)
 
 
 def positive(x: Array) -> Array:
@@ -131,8 +136,8 @@ Dense: TypeAlias = "Sequence[Array | None]"
 """A vector without low-rank entries."""
 
 
-def dense(x: Matrix) -> Array:
-    """Return a matrix as an array."""
+def dense(x: Matrix | None) -> Array:
+    """Return a matrix as an array; None, which stands for 0 in a vector, as it is."""
     return x.dense() if isinstance(x, LowRank) else x
 
 
@@ -175,26 +180,22 @@ def largest(x: Array) -> Array:
     return xp.where((size > 0) & xp.isfinite(size), size, xp.ones_like(size))
 
 
-def joint_norm(arrays: Sequence[Matrix]) -> Array:
+def joint_norm(vector: Vector) -> Array:
     """Return the norm of several arrays taken as one vector, 0-d, in float32 or better.
 
     Raises:
-        ValueError: If ``arrays`` is empty.
+        ValueError: If there is no array.
     """
-    if not arrays:
+    parts = [norm(a if isinstance(a, LowRank) else widen(a)) for a in vector if a is not None]
+    if not parts:
         msg = "joint_norm needs at least one array"
         raise ValueError(msg)
-    return joined([norm(a if isinstance(a, LowRank) else widen(a)) for a in arrays])
+    return joined(parts)
 
 
 def joined(norms: Sequence[Array]) -> Array:
     """Return the norm of the vector whose parts have the given norms, all 0-d."""
     return norms[0] if len(norms) == 1 else norm(namespace(norms[0]).stack(list(norms)))
-
-
-def length(vector: Vector) -> Array:
-    """Return the norm of a vector over all parameters, 0-d."""
-    return joint_norm([a for a in vector if a is not None])
 
 
 def inner(a: Vector, b: Vector) -> Array:
@@ -215,11 +216,6 @@ def scaled(factor: float | Array, x: Matrix) -> Matrix:
     if isinstance(factor, int | float):
         return float(factor) * x
     return namespace(x).astype(factor, x.dtype, copy=False) * x
-
-
-def densified(vector: Vector) -> list[Array | None]:
-    """Return a vector with every entry formed."""
-    return [None if a is None else dense(a) for a in vector]
 
 
 def combine(a: Vector, factor: float | Array, b: Vector) -> list[Array | None]:
@@ -276,9 +272,13 @@ class Collective:
         """Return the rows of all replicas, (..., sum of n, d), for ``x`` (..., n, d)."""
         return x
 
-    def mean(self, x: Array) -> Array:
-        """Return the mean over replicas."""
-        return x if self.size == 1 else self.sum(x) / self.size
+    def mean(self, x: Matrix | None) -> Any:
+        """Return the mean over replicas; that of a matrix in factors has the rows of all."""
+        if self.size == 1 or x is None:
+            return x
+        if isinstance(x, LowRank):
+            return LowRank(self.rows(x.left) / self.size, self.rows(x.right))
+        return self.sum(x) / self.size
 
     def agree(self, flag: Array) -> Array:
         """Return whether a 0-d bool is true on any replica."""

@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nullport._arrays import Array, Dense, namespace
+from nullport import _arrays as ar
+from nullport._arrays import Array, Dense
 from nullport._config import TeleportConfig
 from nullport._report import TeleportReport
 from nullport._tangent import Engine
@@ -97,7 +98,7 @@ class Rule:
         due = state.step >= state.due
         if self.every is not None:
             return due
-        xp = namespace(state.step)
+        xp = ar.namespace(state.step)
         length = xp.maximum(state.step, xp.full_like(state.step, float(self.horizon)))
         within = state.spent + state.last <= SHARE * length
         hopeful = (state.wasted == 0) | (state.wasted + state.last <= SHARE_REFUSED * length)
@@ -124,7 +125,7 @@ class Rule:
             accepted: Whether the teleport was accepted, 0-d bool.
             cost: Compute it used, in gradients.
         """
-        xp = namespace(state.step)
+        xp = ar.namespace(state.step)
         if not isinstance(cost, int | float):
             cost = xp.astype(cost, state.step.dtype, copy=False)
 

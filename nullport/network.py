@@ -29,68 +29,20 @@ from nullport._arrays import (
     LowRank,
     Matrix,
     Vector,
-    combine,
     dense,
-    densified,
-    inner,
-    joint_norm,
-    known,
     namespace,
     norm,
-    place,
-    plain,
     scaled,
-    traced,
     widen,
 )
-from nullport._sites import (
-    Axes,
-    DenseSite,
-    Layout,
-    Site,
-    matrix,
-)
+from nullport._sites import Axes, DenseSite, Layout, Site, matrix
 
 __all__ = [
-    "BACKWARD",
-    "FORWARD",
-    "GRADIENT",
-    "MISMATCH",
-    "Array",
-    "Axes",
-    "Change",
-    "Collective",
-    "Dense",
-    "DenseSite",
-    "FunctionalGraph",
-    "LayerGraph",
-    "Layout",
-    "Linearization",
-    "LowRank",
-    "Matrix",
-    "Parameter",
-    "Receive",
-    "Site",
-    "TangentUnavailable",
-    "Use",
-    "Vector",
-    "combine",
-    "dense",
-    "densified",
-    "factored",
-    "inner",
-    "joint_norm",
-    "known",
-    "matrix",
-    "namespace",
-    "norm",
-    "place",
-    "plain",
-    "scaled",
-    "shifted",
-    "traced",
-    "widen",
-]
+    "BACKWARD", "FORWARD", "GRADIENT", "MISMATCH", "Array", "Axes", "Change", "Collective", "Dense",
+    "DenseSite", "FunctionalGraph", "LayerGraph", "Layout", "Linearization", "LowRank", "Matrix",
+    "Parameter", "Receive", "Site", "TangentUnavailable", "Use", "Vector", "dense", "factored",
+    "matrix", "namespace", "norm", "scaled", "shifted", "widen",
+]  # fmt: skip
 
 FORWARD, BACKWARD, GRADIENT = 1 / 3, 2 / 3, 1.0
 """Compute in gradients of the captured batch. Of the three products per layer, one is forward."""
@@ -290,7 +242,7 @@ class LayerGraph(ABC):
             msg = f"this network knows no gradient of the batch {batch!r} at shifted weights"
             raise ValueError(msg)
         lin = self.linearize()
-        return lin.loss, densified(lin.gradients)
+        return lin.loss, [dense(g) for g in lin.gradients]
 
     def jvp(self, v: Dense, receive: Receive) -> None:
         """Hand over the tangent of every site's inputs along ``v`` by forward-mode AD.

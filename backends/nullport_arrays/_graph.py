@@ -22,7 +22,7 @@ from nullport.network import (
     Receive,
     Site,
     Vector,
-    densified,
+    dense,
     namespace,
     shifted,
 )
@@ -183,7 +183,7 @@ class ArrayGraph(FunctionalGraph):
         if self._optimizer_step is None:
             msg = "this objective reads the optimizer's step: pass optimizer_step="
             raise ValueError(msg)
-        steps = densified(self._optimizer_step(gradients))
+        steps = [dense(a) for a in self._optimizer_step(gradients)]
         if len(steps) != len(self._weights):
             msg = f"optimizer_step returned {len(steps)} arrays for {len(self._weights)} weights"
             raise ValueError(msg)
