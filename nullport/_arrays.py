@@ -7,7 +7,7 @@ an entry may be a :class:`LowRank`, which stands for ``left^T right`` without fo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -180,13 +180,13 @@ def largest(x: Array) -> Array:
     return xp.where((size > 0) & xp.isfinite(size), size, xp.ones_like(size))
 
 
-def joint_norm(vector: Vector) -> Array:
+def joint_norm(arrays: Iterable[Matrix | None]) -> Array:
     """Return the norm of several arrays taken as one vector, 0-d, in float32 or better.
 
     Raises:
         ValueError: If there is no array.
     """
-    parts = [norm(a if isinstance(a, LowRank) else widen(a)) for a in vector if a is not None]
+    parts = [norm(a if isinstance(a, LowRank) else widen(a)) for a in arrays if a is not None]
     if not parts:
         msg = "joint_norm needs at least one array"
         raise ValueError(msg)

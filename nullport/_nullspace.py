@@ -139,13 +139,14 @@ class NullSpace:
 
         With a budget, those along which a whole step stays within it.
         """
-        xp, outside = ar.namespace(self.basis), self.outside + 0 * self.size
+        xp = ar.namespace(self.basis)
+        beyond = self.beyond * xp.astype(self.outside + 0 * self.size >= 0.5, xp.int32)
         if self.ratio is not None:
             columns = ar.double(self.energies) <= self.ratio**2
+        elif self.gains is not None:
+            columns = self.gains >= 0.5
         else:
-            none = xp.zeros((0,), dtype=self.basis.dtype, device=ar.place(self.basis))
-            columns = (none if self.gains is None else self.gains) >= 0.5
-        beyond = self.beyond * xp.astype(outside >= 0.5, xp.int32)
+            return beyond
         return xp.sum(xp.astype(columns, xp.int32)) + beyond
 
     @property
@@ -215,15 +216,7 @@ def null_space(
 ) -> NullSpace:
     """Return the null space of a weight from the inputs of all its sites.
 
-    Args:
-        sites: Its sites.
-        features: Number of inputs, the constant input of a bias included.
-        config: Settings.
-        bias: Whether there is a constant input.
-        samples: Rows of inputs, over all replicas.
-        output_norm: ``||X W^T||``, of which a budget is a share, 0-d.
-        length: Length ``||N||`` of all steps, 0-d.
-        together: Adds over replicas.
+    A budget is a share of ``output_norm``, ``||X W^T||``, for steps of norm ``length`` (0-d both).
 
     Raises:
         ValueError: If there are no rows, or the user's gain is not what is allowed.
@@ -238,16 +231,13 @@ def null_space(
     first = next(chunks)
     xp = ar.namespace(first)
     if config.projection == "none":
-        shape = (*first.shape[:-2], features, 0)
-        basis = xp.zeros(shape, dtype=first.dtype, device=ar.place(first))
         size = together.sum(sum(map(ar.norm, chunks), start=ar.norm(first))) + samples**0.5
-        return NullSpace(basis, None, size, True, samples, samples)
+        return _without_basis(first, features, size, samples)
     # Squares of scaled rows do not over- or underflow.
     scale = together.sum(ar.largest(first))
     scale = xp.maximum(scale, xp.ones_like(scale)) if bias else scale
-    rows = (
-        ar.with_column(x / scale, 1 / scale) if bias else x / scale for x in chain([first], chunks)
-    )
+    rows = (x / scale for x in chain([first], chunks))
+    rows = (ar.with_column(x, 1 / scale) for x in rows) if bias else rows
     space = _coordinates(rows, samples, every, exact, together)
     space = replace(
         space,
@@ -259,8 +249,7 @@ def null_space(
         return space
     if tight:
         if every > 1:  # the certificate needs the norm of all rows
-            parts = [ar.norm(ar.widen(x)) for site in sites for x in site.rows()]
-            size = together.norm(ar.joined(parts))
+            size = together.norm(ar.joint_norm(x for site in sites for x in site.rows()))
             ones = xp.full_like(size, samples**0.5)
             space = replace(space, size=ar.joined([size, ones]) if bias else size)
         change = config.budget * output_norm
@@ -289,8 +278,7 @@ def _step(space: NullSpace, tau: float) -> Array:
 
 def _tolerance(like: Array, rows: int) -> float:
     """Return the singular value, relative to the largest, below which a direction is rounding."""
-    longest = float(max(rows, like.shape[-2]))
-    return 2 * math.sqrt(longest) * ar.eps(like)
+    return 2 * math.sqrt(max(rows, like.shape[-2])) * ar.eps(like)
 
 
 def _chosen(space: NullSpace, function: Callable[[Array], Array]) -> NullSpace:
@@ -385,9 +373,16 @@ def _broken(x: Array) -> bool:
 
 def _closed(like: Array, samples: int) -> NullSpace:
     """Return the space of rows (..., n, d) that are not finite: no certificate of it is finite."""
-    xp, (*stack, _, features) = ar.namespace(like), like.shape
-    basis = xp.zeros((*stack, features, 0), dtype=like.dtype, device=ar.place(like))
-    return NullSpace(basis, None, xp.full_like(xp.max(like), xp.nan), True, samples, samples)
+    xp = ar.namespace(like)
+    size = xp.full_like(xp.max(like), xp.nan)
+    return _without_basis(like, like.shape[-1], size, samples)
+
+
+def _without_basis(like: Array, features: int, size: Array, samples: int) -> NullSpace:
+    """Return the space in which every direction is free."""
+    shape = (*like.shape[:-2], features, 0)
+    basis = ar.namespace(like).zeros(shape, dtype=like.dtype, device=ar.place(like))
+    return NullSpace(basis, None, size, True, samples, samples)
 
 
 def _independent(r: Array, tolerance: float) -> bool:
@@ -405,8 +400,7 @@ def _independent(r: Array, tolerance: float) -> bool:
 
 def _eigh(gram: Array) -> tuple[Array, Array]:
     """Return eigenvalues and eigenvectors; subnormal entries would keep LAPACK from converging."""
-    xp, info = ar.namespace(gram), ar.namespace(gram).finfo(gram.dtype)
-    tiny = float(info.smallest_normal) / float(info.eps)
+    xp, tiny = ar.namespace(gram), ar.tiny(gram) / ar.eps(gram)
     energies, basis = xp.linalg.eigh(xp.where(xp.abs(gram) < tiny, xp.zeros_like(gram), gram))
     return energies, basis
 
@@ -450,8 +444,7 @@ def budget_gain(energies: Array, coefficients: Array, outside: Array, ratio: Arr
     xp = ar.namespace(energies)
     ratio = xp.astype(ratio, energies.dtype, copy=False)
     top = xp.max(energies, axis=-1)
-    tiny = float(xp.finfo(energies.dtype).smallest_normal) * 1e8
-    top = xp.where(top > tiny, top, xp.full_like(top, tiny))
+    top = xp.maximum(top, xp.full_like(top, ar.tiny(energies) * 1e8))
     low, high = xp.full_like(top, -12.0), xp.full_like(top, 30.0)
     steps = xp.arange(GRID, dtype=energies.dtype, device=ar.place(energies)) / (GRID - 1)
     relative = energies / top[..., None]
