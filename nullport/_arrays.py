@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -148,7 +149,11 @@ def outputs(x: Matrix, rows: Array) -> Array:
     return rows @ namespace(rows).matrix_transpose(x)
 
 
-_LIMITS: dict[type, dict[Any, tuple[float, float]]] = {}
+@cache
+def _limits(xp: Any, dtype: Any) -> tuple[float, float]:
+    """Return between which norms no square of a number of this dtype over- or underflows."""
+    info = xp.finfo(dtype)
+    return (float(info.smallest_normal) / float(info.eps)) ** 0.5, float(info.max)
 
 
 def norm(x: Matrix) -> Array:
@@ -159,12 +164,7 @@ def norm(x: Matrix) -> Array:
     if not traced(x):
         # NumPy's own is a product with itself; that of the standard makes an array of squares.
         plainly = np.linalg.norm(x) if is_numpy_array(x) else xp.linalg.vector_norm(x)
-        limits = _LIMITS.setdefault(type(x), {})  # dtypes of two namespaces must not be compared
-        if x.dtype not in limits:
-            info = xp.finfo(x.dtype)
-            low = (float(info.smallest_normal) / float(info.eps)) ** 0.5
-            limits[x.dtype] = low, float(info.max)
-        low, high = limits[x.dtype]
+        low, high = _limits(xp, x.dtype)
         if low < float(plainly) < high:
             return plainly
     size = largest(x)
@@ -200,12 +200,9 @@ def joined(norms: Sequence[Array]) -> Array:
 
 def inner(a: Vector, b: Vector) -> Array:
     """Return the inner product of two vectors over all parameters, 0-d."""
-    pairs = [
-        (widen(dense(x)), widen(dense(y)))
-        for x, y in zip(a, b, strict=True)
-        if x is not None and y is not None
-    ]
-    terms = [namespace(x).sum(x * y) for x, y in pairs]
+    pairs = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
+    products = (widen(dense(x)) * widen(dense(y)) for x, y in pairs)
+    terms = [namespace(product).sum(product) for product in products]
     return sum(terms[1:], start=terms[0])
 
 

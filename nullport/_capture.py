@@ -81,9 +81,9 @@ def capture(
         elif reason:
             excluded[parameter.name] = reason
     if config.bias:
-        movable = [i for i, parameter in enumerate(parameters) if parameter.movable]
-        free = [i for i in movable if not _matches(parameters[i].name, config.exclude)]
-        blocks = [_with_bias(block, {i: own[i] for i in free}) for block in blocks]
+        movable = {i: parameter.name for i, parameter in enumerate(parameters) if parameter.movable}
+        free = {i: own[i] for i, name in movable.items() if not _matches(name, config.exclude)}
+        blocks = [_with_bias(block, free) for block in blocks]
     return blocks, excluded
 
 
@@ -129,11 +129,11 @@ def _with_bias(block: Block, uses: Mapping[int, Sequence[Use]]) -> Block:
     for index, own in uses.items():
         mine = [u for u in own if u.role == "bias" and u.site in block.sites]
         rest = [u for u in own if u not in mine]
-        layout = mine[0].layout if mine else None
-        if layout is None or len(_by_layout(mine)) != 1 or len(mine) != len(block.sites):
+        groups = _by_layout(mine)
+        if len(mine) != len(block.sites) or [sites for _, sites in groups] != [block.sites]:
             continue
-        apart = all(u.layout is not None and not u.layout.overlaps(layout) for u in rest)
-        if apart and _by_layout(mine)[0][1] == block.sites:
+        layout = groups[0][0]
+        if all(u.layout is not None and not u.layout.overlaps(layout) for u in rest):
             return replace(block, bias=(index, layout))
     return block
 

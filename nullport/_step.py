@@ -82,9 +82,11 @@ class Found:
     bound: Array
     sample: Sequence[Array] = ()
 
-    def obstacles(self) -> dict[Code, Array]:
+    def obstacles(self, layer: Layer) -> dict[Code, Array]:
         """Return causes for which the layer cannot follow the direction (0-d bool each)."""
         return {
+            Hold.HIDDEN: layer.hidden,
+            Hold.EMPTY: self.empty,
             Hold.STILL: self.size == 0,
             Hold.BROKEN: ~ar.namespace(self.size).isfinite(self.size + self.bound),
             Hold.SPANNED: self.share < 1e3 * ar.eps(self.size),
@@ -207,7 +209,7 @@ def factors_of(
         return xp.astype(x, size.dtype, copy=False)
 
     pairs = list(zip(layers, found, strict=True))
-    held = xp.stack([reduce(or_, f.obstacles().values(), f.empty | x.hidden) for x, f in pairs])
+    held = xp.stack([reduce(or_, f.obstacles(x).values()) for x, f in pairs])
     size = xp.where(held, xp.ones_like(size), size)
     weights = xp.stack([cast(layer.weight_norm) for layer in layers])
     length = xp.where(held, xp.zeros_like(size), reach * weights)

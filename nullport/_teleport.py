@@ -364,7 +364,7 @@ class _Run:
         """Return what happened to a layer."""
         layer, found, moved = self.layers[b], self.found[b], self.moved.get(b)
         block, output = layer.block, ar.positive(layer.output_norm)
-        tests = {Hold.HIDDEN: layer.hidden, Hold.EMPTY: found.empty, **found.obstacles()}
+        tests = found.obstacles(layer)
         if moved is None:
             moved = Moved(*[0 * layer.weight_norm] * 6)
         else:

@@ -212,4 +212,5 @@ def test_a_direction_in_the_row_space_is_said_to_be() -> None:
     one = site(np, 0, 3, 4, 9)
     found = collect(np, [one], (0,))
     receive(found, [draw(np, 1, 3, 3) @ one.inputs])
-    assert {k.name for k, v in found.found[0].obstacles().items() if v} == {"SPANNED"}
+    obstacles = found.found[0].obstacles(found._layers[0])
+    assert {k.name for k, v in obstacles.items() if v} == {"SPANNED"}
