@@ -54,11 +54,6 @@ GRID, ROUNDS = 33, 6
 """Each round narrows the bracket of log s by ``GRID - 1``: 32^6 = 1e9 in all."""
 
 
-def enough_rows(features: int) -> int:
-    """Return how many rows the space of a budget is made from."""
-    return int((ROWS_PER_WIDE_FEATURE if features >= WIDE else ROWS_PER_FEATURE) * features)
-
-
 def is_tight(features: int, samples: int, config: TeleportConfig) -> bool:
     """Tell whether so few inputs are left free that the layer has to keep to a budget."""
     return config.projection == "budget" and samples > (1 - SLACK) * features
@@ -75,7 +70,6 @@ class NullSpace:
         size: ``||X||``, the constant input of a bias included, 0-d.
         resolved: Whether this is the exact null space, with energies that are known to the
             rounding of ``X`` itself, without squaring; gains are then 0 and 1.
-        samples: Number of rows of ``X``.
         rows: Number of rows that the coordinates were made from.
         scale: 0-d.
         gains: Fixed gains, (..., k); None for 0 everywhere, or with a budget.
@@ -87,7 +81,6 @@ class NullSpace:
     energies: Array | None
     size: Array
     resolved: bool
-    samples: int
     rows: int
     scale: Array | float = 1.0
     gains: Array | None = None
@@ -226,7 +219,8 @@ def null_space(
         raise ValueError(msg)
     tight = is_tight(features, samples, config)
     exact = not (tight or config.threshold > 0 or callable(config.projection))
-    every = max(1, samples // enough_rows(features)) if tight else 1
+    share = ROWS_PER_WIDE_FEATURE if features >= WIDE else ROWS_PER_FEATURE
+    every = max(1, samples // int(share * features)) if tight else 1
     chunks = map(ar.widen, chain.from_iterable(site.rows(every) for site in sites))
     first = next(chunks)
     xp = ar.namespace(first)
@@ -326,7 +320,7 @@ def _by_qr(x: Array, samples: int, exact: bool) -> NullSpace:
     basis, r = xp.linalg.qr(xp.matrix_transpose(x), mode="reduced")
     if _broken(r):
         return _closed(x, samples)
-    made = NullSpace(basis, None, ar.norm(r) * share, exact, samples, rows)
+    made = NullSpace(basis, None, ar.norm(r) * share, exact, rows)
     if exact and _independent(r, _tolerance(basis, rows)):
         return made
     if exact:
@@ -348,7 +342,7 @@ def _by_gram(chunks: Iterator[Array], samples: int, together: Collective) -> Nul
         return _closed(gram, samples)
     energies, basis = _eigh(gram)
     energies = xp.clip(energies, 0.0) * (samples / rows)
-    return NullSpace(basis, energies, xp.sqrt(xp.sum(energies)), False, samples, rows)
+    return NullSpace(basis, energies, xp.sqrt(xp.sum(energies)), False, rows)
 
 
 def _by_stream(chunks: Iterator[Array], samples: int, together: Collective) -> NullSpace:
@@ -363,7 +357,7 @@ def _by_stream(chunks: Iterator[Array], samples: int, together: Collective) -> N
         return _closed(r, samples)
     _, values, vt = xp.linalg.svd(r, full_matrices=False)
     basis, energies = xp.flip(xp.matrix_transpose(vt), axis=-1), xp.flip(values, axis=-1) ** 2
-    return NullSpace(basis, energies, ar.norm(r), True, samples, samples)
+    return NullSpace(basis, energies, ar.norm(r), True, samples)
 
 
 def _broken(x: Array) -> bool:
@@ -382,7 +376,7 @@ def _without_basis(like: Array, features: int, size: Array, samples: int) -> Nul
     """Return the space in which every direction is free."""
     shape = (*like.shape[:-2], features, 0)
     basis = ar.namespace(like).zeros(shape, dtype=like.dtype, device=ar.place(like))
-    return NullSpace(basis, None, size, True, samples, samples)
+    return NullSpace(basis, None, size, True, samples)
 
 
 def _independent(r: Array, tolerance: float) -> bool:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from nullport import _arrays as ar
 from nullport import _verdict as judge
+from nullport import network as net
 from nullport._arrays import Array, Dense, Vector
 from nullport._capture import Layer, Norms, factors, find_layers, lazy_norms
 from nullport._config import Objective, TeleportConfig
@@ -26,15 +27,7 @@ from nullport._report import Cause, Code, Hold, LayerReport, TeleportReport
 from nullport._step import Found, Moved, factors_of, radius_of, step_of
 from nullport._tangent import Engine
 from nullport._verdict import Look
-from nullport.network import (
-    BACKWARD,
-    FORWARD,
-    GRADIENT,
-    Change,
-    LayerGraph,
-    Linearization,
-    TangentUnavailable,
-)
+from nullport.network import Change, LayerGraph, Linearization
 
 
 class Outcome(NamedTuple):
@@ -139,7 +132,7 @@ class _Run:
     found: dict[int, Found] = field(default_factory=dict)
     moved: dict[int, Moved] = field(default_factory=dict)
     lent: list[Linearization] = field(default_factory=list)
-    cost: Any = GRADIENT
+    cost: Any = net.GRADIENT
     tangent: str = ""
 
     def __post_init__(self) -> None:
@@ -202,7 +195,7 @@ class _Run:
             if remaining:
                 again = remaining > 1 and self._exact
                 lin = graph.linearize(unchanged=self._exact, again=again, checked=checked)
-                self.cost += BACKWARD if lin.reused else GRADIENT
+                self.cost += net.BACKWARD if lin.reused else net.GRADIENT
                 if not self._exact:  # an inexact step changes the inputs of deeper layers
                     self.spaces.clear()
                 self.lent = [self.joint(lin)]
@@ -245,15 +238,15 @@ class _Run:
         while wish.v is not None and step is not None:
             try:
                 self.cost += self.engine(graph, wish.v, step, collected, bits, replay_cost)
-                self.cost += FORWARD
+                self.cost += net.FORWARD
                 self.tangent = self.engine.choose(bits)
                 break
-            except TangentUnavailable:
+            except net.TangentUnavailable:
                 if not self.engine.give_up(bits):
                     raise
                 if collected.begun:  # sites were freed on the way
                     collected = collector(graph.linearize())
-                    self.cost += GRADIENT
+                    self.cost += net.GRADIENT
         collected.finish()
         self.spaces, self.found = collected.spaces, collected.found
         one = sum(6.0 * layer.block.layout.size * layer.samples for layer in self.layers)
@@ -290,7 +283,7 @@ class _Run:
         """
         graph = self.graph
         after, gradient, code = self._looked(before)
-        self.cost += GRADIENT + after.cost
+        self.cost += net.GRADIENT + after.cost
         share = judge.shorter(before, after, code, self.config)
         if ar.known(share == 0):
             return after, gradient, code
@@ -303,7 +296,7 @@ class _Run:
         values = (after, gradient, code, xp.ones_like(share))
         after, gradient, code, kept = graph.when(share > 0, again, values)
         tried = xp.astype(share > 0, share.dtype)
-        self.cost = self.cost + ar.plain(tried) * (GRADIENT + after.cost)
+        self.cost = self.cost + ar.plain(tried) * (net.GRADIENT + after.cost)
         self.radius = self.radius * ar.plain(kept)
         self.moved = {b: moved.shortened(kept) for b, moved in self.moved.items()}
         return after, gradient, code
