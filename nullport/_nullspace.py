@@ -425,44 +425,33 @@ def budget_gain(energies: Array, coefficients: Array, outside: Array, ratio: Arr
 
     falls monotonically in ``s``; the budget is met where ``q(s) = ratio = e / r``.
 
-    Args:
-        energies: Eigenvalues of ``X^T X``, shape (..., k).
-        coefficients: ``||D u_k||^2`` along each eigenvector, shape (..., k).
-        outside: Squared length of ``D`` outside the span of the eigenvectors, shape (...).
-        ratio: Allowed ``||N X^T|| / ||N||``, 0-d or of shape (...).
-
-    Returns:
-        Gains in (0, 1], shape (..., k): 1 where the budget does not bind; where even the smallest
-        energy exceeds it, those of the limit ``s -> infinity``, up to a factor.
+    Takes the eigenvalues of ``X^T X`` and ``||D u_k||^2`` along each eigenvector, shape (k,) each;
+    the squared length of ``D`` outside their span, and the ratio, 0-d both. Gains are in (0, 1],
+    shape (k,): 1 where the budget does not bind; where even the smallest energy exceeds it, those
+    of the limit ``s -> infinity``, up to a factor.
     """
     xp = ar.namespace(energies)
     ratio = xp.astype(ratio, energies.dtype, copy=False)
-    top = xp.max(energies, axis=-1)
+    top = xp.max(energies)
     top = xp.maximum(top, xp.full_like(top, ar.tiny(energies) * 1e8))
+    relative, limit = energies / top, ratio * ratio / top
+
+    def quotient(s: Array) -> Array:
+        """Return ``q(s)^2`` on a grid (g,), of energies relative to the largest."""
+        weight = (1 / (1 + s[:, None] * relative)) ** 2 * coefficients
+        length = xp.sum(weight, axis=-1) + outside
+        return xp.sum(weight * relative, axis=-1) / ar.positive(length)
+
     low, high = xp.full_like(top, -12.0), xp.full_like(top, 30.0)
-    steps = xp.arange(GRID, dtype=energies.dtype, device=ar.place(energies)) / (GRID - 1)
-    relative = energies / top[..., None]
-    limit = (ratio * ratio / top)[..., None]
+    last = float(GRID - 1)
+    steps = xp.arange(GRID, dtype=energies.dtype, device=ar.place(energies)) / last
     for _ in range(ROUNDS):
         width = high - low
-        grid = low[..., None] + steps * width[..., None]
-        above = _quotient(relative, coefficients, outside, xp.exp(grid)) > limit
+        above = quotient(xp.exp(low + steps * width)) > limit
         # q falls with s: the number of grid points above the limit brackets the root.
-        index = xp.sum(xp.astype(above, grid.dtype), axis=-1)
-        last = float(GRID - 1)
+        index = xp.sum(xp.astype(above, width.dtype))
         low = low + width * xp.clip(index - 1, 0.0, last) / last
         high = xp.minimum(low + width / last, high)
-    s = xp.exp(high)
-    free = _quotient(relative, coefficients, outside, xp.zeros_like(s)[..., None])[..., 0]
-    s = xp.where(free <= limit[..., 0], xp.zeros_like(s), s)
-    return 1 / (1 + s[..., None] * relative)
-
-
-def _quotient(energies: Array, coefficients: Array, outside: Array, s: Array) -> Array:
-    """Return ``q(s)^2`` on a grid ``s`` (..., g) of energies (..., k) scaled to at most 1."""
-    xp = ar.namespace(energies)
-    gain = 1 / (1 + s[..., :, None] * energies[..., None, :])
-    weight = gain**2 * coefficients[..., None, :]
-    length = xp.sum(weight, axis=-1) + outside[..., None]
-    change = xp.sum(weight * energies[..., None, :], axis=-1)
-    return change / xp.where(length > 0, length, xp.ones_like(length))
+    free = quotient(0 * steps[:1])[0]
+    s = xp.where(free <= limit, xp.zeros_like(high), xp.exp(high))
+    return 1 / (1 + s * relative)
