@@ -49,6 +49,11 @@ class Cause(Code):
         "what its slope promises",
     )
     GUARD = 8, "the guard loss would be {guard_after}, without the move {guard_before}"
+    HEALTHY = (
+        9,
+        "every layer gets its gradient, and the optimizer divides by its size: a better place "
+        "has nothing to gain",
+    )
 
 
 class Hold(Code):
@@ -60,7 +65,8 @@ class Hold(Code):
     STILL = 3, "its inputs do not depend on the weights, as in a first layer"
     BROKEN = 4, "its inputs or its direction are not finite"
     SPANNED = 5, "its direction lies in the row space of its inputs"
-    SHORT = 6, "the radius or the budget allows no move, as where weights are zero"
+    HEALTHY = 6, "cotangents keep their norm on the way through it: it lacks no scale"
+    SHORT = 7, "the radius or the budget allows no move, as where weights are zero"
 
 
 @dataclass(frozen=True)

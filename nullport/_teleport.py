@@ -9,7 +9,7 @@ direction, scaled to ``radius * ||W||``.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any, NamedTuple
@@ -22,7 +22,15 @@ from nullport._capture import Layer, Norms, factors, find_layers, lazy_norms
 from nullport._config import Objective, TeleportConfig
 from nullport._direction import Directions
 from nullport._nullspace import NullSpace
-from nullport._objective import JUDGED, mean_gradient, pull
+from nullport._objective import (
+    JUDGED,
+    RESCALING,
+    chosen,
+    follows,
+    mean_gradient,
+    pull,
+    settled,
+)
 from nullport._report import Cause, Code, Hold, LayerReport, TeleportReport
 from nullport._step import Found, Moved, factors_of, radius_of, step_of
 from nullport._tangent import Engine
@@ -138,20 +146,18 @@ class _Run:
     def __post_init__(self) -> None:
         """Resolve what the configuration leaves open."""
         self.objective: str | Objective = self.config.objective
-        if self.objective == "auto":
-            both = self.graph.has_optimizer and "others" in self.graph.batches
-            self.objective = "look_ahead" if both else "grad_norm"
         self.radius = radius_of(self.config, 1, self.given)
         self.scale: Array | None = None
         self._grad_norm: Array | None = None
-        self._whole = False
+        self._whole: Sequence[Array] | None = None
 
     def __call__(self) -> Outcome:
         start, graph = time.perf_counter(), self.graph
         lin = graph.linearize(again=self.config.steps > 1)
         joint = self.joint(lin)
         _finite(joint.loss)
-        before = judge.look(graph, joint.loss, joint.gradients, armijo=self._armijo, screen=True)
+        self.choose(lin)
+        before = self._look(joint.loss, joint.gradients, screen=True)
         self.cost += before.cost
         xp = ar.namespace(joint.loss)
         stops: dict[Code, Array] = {
@@ -159,6 +165,8 @@ class _Run:
             Cause.GRADIENT: ~xp.isfinite(before.grad_norm),
             Cause.SCREEN: before.overshoots(),
         }
+        if self.config.objective == "auto" and self.objective == "look_ahead":
+            stops[Cause.HEALTHY] = ~follows(graph, [ar.dense(g) for g in joint.gradients])
         first = (joint.loss, list(map(ar.dense, joint.gradients))) if graph.repeatable else None
         if not ar.known(judge.first(stops) > 0):
             self.prepare(lin)
@@ -179,6 +187,22 @@ class _Run:
         """Return a linearization with loss and gradients of all replicas together."""
         mean = self.graph.collective.mean
         return replace(lin, loss=mean(lin.loss), gradients=[mean(g) for g in lin.gradients])
+
+    def choose(self, lin: Linearization) -> None:
+        """Settle on the objective, and on the settings that come with it."""
+        self.objective = chosen(self.config, self.graph, lin.sites)
+        self.config = settled(self.config, self.objective)
+
+    def _look(self, loss: Array, gradients: Vector, *, screen: bool = False) -> Look:
+        """Measure a point as the objective asks."""
+        judged, graph = self._judged_by_step, self.graph
+        armijo = self.objective not in JUDGED  # those bound themselves; others are unbounded
+        return judge.look(graph, loss, gradients, optimizer=judged, armijo=armijo, screen=screen)
+
+    @property
+    def _judged_by_step(self) -> bool:
+        """Whether the optimizer's next step judges a move."""
+        return self.graph.has_optimizer and self.objective not in RESCALING
 
     def prepare(self, lin: Linearization) -> None:
         """Find the layers that may move, at the first linearization."""
@@ -214,7 +238,7 @@ class _Run:
         sparse = factors(self.layers, lin, graph.weights()) if graph.factors else {}
         plain_gradient = self.objective == "grad_norm" and graph.collective.size == 1
         along = [sparse.get(i, g) if plain_gradient else g for i, g in enumerate(lin.gradients)]
-        wish = pull(self.objective, graph, along)
+        wish = pull(self.objective, graph, along, (self.layers, lin.sites))
         self._whole = wish.whole
         self.cost += wish.cost
         step = None if wish.v is None else self._relative(wish.v)
@@ -268,7 +292,8 @@ class _Run:
             return
         layers, found = [self.layers[b] for b in moving], [self.found[b] for b in moving]
         reach = self.radius / self.config.steps
-        factor, lengths = factors_of(layers, found, reach, self.config, whole=self._whole)
+        whole = None if self._whole is None else [self._whole[b] for b in moving]
+        factor, lengths = factors_of(layers, found, reach, self.config, whole=whole)
         for i, b in enumerate(moving):
             moved, changes = step_of(layers[i], found[i], factor[i], lengths[i], self.graph)
             self.moved[b] = self.moved[b] + moved if b in self.moved else moved
@@ -303,8 +328,8 @@ class _Run:
 
     def _looked(self, before: Look) -> tuple[Look, Any, Array]:
         loss, gradients = mean_gradient(self.graph, "batch", None)
-        after = judge.look(self.graph, loss, gradients, armijo=self._armijo)
-        code = judge.verdict(before, after, self.config, optimizer=self.graph.has_optimizer)
+        after = self._look(loss, gradients)
+        code = judge.verdict(before, after, self.config, optimizer=self._judged_by_step)
         kept = (loss, list(gradients)) if self.graph.repeatable else None
         return after, kept, code
 
@@ -335,14 +360,6 @@ class _Run:
         return Outcome(report, _either(accepted, last, first))
 
     @property
-    def _armijo(self) -> bool:
-        """Whether the optimizer's step is tested on the captured batch.
-
-        ``look_ahead`` bounds itself, and so does its control; others are unbounded.
-        """
-        return self.objective not in JUDGED
-
-    @property
     def _exact(self) -> bool:
         """Whether no layer gives up any of its output, so that activations stay."""
         return all(layer.exact for layer in self.layers)
@@ -361,6 +378,8 @@ class _Run:
         if moved is None:
             moved = Moved(*[0 * layer.weight_norm] * 6)
         else:
+            if self._whole is not None:
+                tests[Hold.HEALTHY] = self._whole[b] == 0
             tests[Hold.SHORT] = moved.length == 0
         xp, hold = ar.namespace(layer.weight_norm), judge.first(tests)
         return LayerReport(
