@@ -74,9 +74,9 @@ class TeleportConfig:
             lacks, read from the cotangents; ``"renew"`` puts fresh entries of that scale there.
             Both need no tangent, take one step of a length of their own, and are judged by the
             loss alone; with ``"budget"`` their null space is that of the threshold 0.01.
-            ``"auto"`` amplifies where gradients vanish on their way down; else it looks ahead
-            where the optimizer and other samples are known, unless the optimizer divides by the
-            size of the gradient, and takes ``"grad_norm"`` where no optimizer is known. Under
+            ``"auto"`` is ``"grad_norm"`` where no optimizer or no other samples are known. In a
+            training loop that knows both, it amplifies where gradients vanish on their way down,
+            and else looks ahead, unless the optimizer divides by the size of the gradient. Under
             ``jax.jit``, where nothing can be asked, it never amplifies.
         projection: How the null space is enforced. ``"budget"``: exact where there are clearly
             fewer samples than inputs, else the smooth gain that gains most while a layer's

@@ -174,7 +174,9 @@ JUDGED = ("look_ahead", "others")
 """Objectives that look at what the optimizer's step does, and so bound themselves."""
 
 
-def pull(objective: str | Objective, graph: LayerGraph, gradients: Vector, at: Place) -> Pull:
+def pull(
+    objective: str | Objective, graph: LayerGraph, gradients: Vector, at: Place = ((), ())
+) -> Pull:
     """Return what an objective, given by name or as a function from g to v, asks for.
 
     Args:
@@ -298,16 +300,17 @@ def settled(config: TeleportConfig, objective: str | Objective) -> TeleportConfi
     return replace(config, steps=1, max_gain=UNBOUNDED)
 
 
-def chosen(config: TeleportConfig, graph: LayerGraph, sites: Sequence[Site]) -> str | Objective:
-    """Return the objective that ``"auto"`` stands for here.
+def chosen(objective: str | Objective, graph: LayerGraph, sites: Sequence[Site]) -> str | Objective:
+    """Return what ``"auto"`` stands for; before the first gradient no sites are known.
 
     Where nothing can be asked, as under jit, a network counts as one that trains.
     """
-    if config.objective != "auto":
-        return config.objective
-    if ar.known(is_stuck(sites, graph.collective)):
-        return "amplify"
-    return "look_ahead" if graph.has_optimizer and "others" in graph.batches else "grad_norm"
+    if objective != "auto":
+        return objective
+    if not (graph.has_optimizer and "others" in graph.batches):
+        return "grad_norm"
+    stuck = sites and ar.known(is_stuck(sites, graph.collective))
+    return "amplify" if stuck else "look_ahead"
 
 
 def follows(graph: LayerGraph, gradients: Dense) -> Array:

@@ -19,7 +19,7 @@ from nullport import _verdict as judge
 from nullport import network as net
 from nullport._arrays import Array, Dense, Vector
 from nullport._capture import Layer, Norms, factors, find_layers, lazy_norms
-from nullport._config import Objective, TeleportConfig
+from nullport._config import TeleportConfig
 from nullport._direction import Directions
 from nullport._nullspace import NullSpace
 from nullport._objective import (
@@ -99,8 +99,8 @@ def run(
 def inspect(graph: LayerGraph, config: TeleportConfig | None = None) -> list[LayerReport]:
     """Return what a teleport would find at every weight, without moving any.
 
-    The null space is the same for all objectives; directions are those of the configured one where
-    the graph knows what it reads, else of ``"grad_norm"``.
+    Null spaces and directions are those of ``"amplify"`` or ``"renew"`` where that is what a
+    teleport would do, and of a function that is given; else those of ``"grad_norm"``.
 
     Raises:
         TypeError: If ``config`` is no ``TeleportConfig``.
@@ -109,9 +109,10 @@ def inspect(graph: LayerGraph, config: TeleportConfig | None = None) -> list[Lay
     config = TeleportConfig.checked(config)
     with graph.exact():
         attempt = _Run(graph, config, Engine(config.tangent), None)
-        if isinstance(config.objective, str):
-            attempt.objective = "grad_norm"
         lin = graph.linearize()
+        attempt.choose(lin)
+        if isinstance(attempt.objective, str) and attempt.objective not in RESCALING:
+            attempt.objective = "grad_norm"
         attempt.lent = [attempt.joint(lin)]
         _finite(attempt.lent[0].loss)
         attempt.prepare(lin)
@@ -145,7 +146,7 @@ class _Run:
 
     def __post_init__(self) -> None:
         """Resolve what the configuration leaves open."""
-        self.objective: str | Objective = self.config.objective
+        self.objective = chosen(self.config.objective, self.graph, ())
         self.radius = radius_of(self.config, 1, self.given)
         self.scale: Array | None = None
         self._grad_norm: Array | None = None
@@ -190,7 +191,7 @@ class _Run:
 
     def choose(self, lin: Linearization) -> None:
         """Settle on the objective, and on the settings that come with it."""
-        self.objective = chosen(self.config, self.graph, lin.sites)
+        self.objective = chosen(self.config.objective, self.graph, lin.sites)
         self.config = settled(self.config, self.objective)
 
     def _look(self, loss: Array, gradients: Vector, *, screen: bool = False) -> Look:
@@ -375,11 +376,11 @@ class _Run:
         layer, found, moved = self.layers[b], self.found[b], self.moved.get(b)
         block, output = layer.block, ar.positive(layer.output_norm)
         tests = found.obstacles(layer)
+        if self._whole is not None:
+            tests[Hold.HEALTHY] = self._whole[b] == 0
         if moved is None:
             moved = Moved(*[0 * layer.weight_norm] * 6)
         else:
-            if self._whole is not None:
-                tests[Hold.HEALTHY] = self._whole[b] == 0
             tests[Hold.SHORT] = moved.length == 0
         xp, hold = ar.namespace(layer.weight_norm), judge.first(tests)
         return LayerReport(

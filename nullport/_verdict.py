@@ -73,17 +73,18 @@ def look(
     loss: Array,
     gradients: Vector,
     *,
-    optimizer: bool,
     armijo: bool,
+    optimizer: bool = True,
     screen: bool = False,
 ) -> Look:
-    """Measure the point at which a graph is, after the ``optimizer``'s step where that is asked.
+    """Measure the point at which a graph is, and after the ``optimizer``'s step, if it is known.
 
     ``armijo`` measures that step on the captured batch too; ``screen`` stops after a failed test:
     the point is not worth a teleport.
     """
     found, mean = Look(loss, ar.joint_norm(gradients)), graph.collective.mean
-    step = graph.optimizer_step([ar.dense(g) for g in gradients]) if optimizer else None
+    known = optimizer and graph.has_optimizer
+    step = graph.optimizer_step([ar.dense(g) for g in gradients]) if known else None
     if armijo and step is not None:
         stepped = mean(graph.loss("batch", step))
         found = found._replace(stepped=stepped, promised=ar.inner(gradients, step))
