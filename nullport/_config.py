@@ -123,19 +123,20 @@ class TeleportConfig:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        for name, words, function in (
+        for name, names, function in (
             ("objective", get_args(ObjectiveName), ", or a function of the gradient"),
             ("projection", get_args(ProjectionName), ", or a function of the energies"),
             ("tangent", get_args(TangentName), ""),
         ):
             value = getattr(self, name)
-            fits = (bool(function) and callable(value)) or value in words
-            require(fits, name, value, ", ".join(map(repr, words)) + function)
+            fits = (function != "" and callable(value)) or value in names
+            require(fits, name, value, ", ".join(map(repr, names)) + function)
         for name, (left, low, high) in RANGES.items():
-            value, other = getattr(self, name), "'auto' or " if name == "radius" else ""
-            fits = is_number(value) and (low < value if left == "(" else low <= value)
-            fits = (fits and value <= high) or (bool(other) and value == "auto")
-            require(fits, name, value, f"{other}a finite number in {left}{low:g}, {high:g}]")
+            value, words = getattr(self, name), f"a finite number in {left}{low:g}, {high:g}]"
+            fits = is_number(value) and low <= value <= high and (value > low or left == "[")
+            if name == "radius":
+                fits, words = fits or value == "auto", f"'auto' or {words}"
+            require(fits, name, value, words)
         if self.threshold and self.projection != "threshold":
             value = f"{self.threshold!r} with projection {self.projection!r}"
             msg = f"invalid threshold: {value}; allowed: 0, or projection='threshold'"
@@ -144,8 +145,8 @@ class TeleportConfig:
         require(isinstance(self.bias, bool), "bias", self.bias, "True or False")
         for name in ("include", "exclude"):
             patterns = getattr(self, name)
-            names = isinstance(patterns, list | tuple) and all(isinstance(p, str) for p in patterns)
-            require(names, name, patterns, "a sequence of name patterns")
+            fits = isinstance(patterns, list | tuple) and all(isinstance(p, str) for p in patterns)
+            require(fits, name, patterns, "a sequence of name patterns")
             object.__setattr__(self, name, tuple(patterns))
 
     @staticmethod
