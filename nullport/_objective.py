@@ -264,9 +264,13 @@ def vanishing(sites: Sequence[Site], together: Collective) -> Array:
     """Return by how much the gradient shrinks on its way down, 0-d; at ``VANISHED`` it is lost.
 
     The cotangent of the last map, relative to the largest of the lower half: where there are
-    residual connections, gradients go down beside the maps that make them small.
+    residual connections, gradients go down beside the maps that make them small. What a mean over
+    rows takes away, as in pooling between two maps, is left out.
     """
-    norms = cotangents(sites, together)
+    norms, pooled = cotangents(sites, together), 1.0
+    for i in range(1, len(sites)):
+        pooled *= max(1.0, sites[i - 1].samples / sites[i].samples) ** 0.5
+        norms[i] = norms[i] / pooled
     xp, lower = ar.namespace(norms[0]), norms[: max(1, len(norms) // 2)]
     largest = xp.max(xp.stack(lower))
     return xp.where(largest > 0, norms[-1] / ar.positive(largest), xp.ones_like(largest))

@@ -282,3 +282,10 @@ def test_refusals_of_a_network_that_is_stuck_do_not_end_the_tries() -> None:
     assert (float(refused.wasted), float(stuck.wasted)) == (2.0, 0.0)
     assert float(stuck.interval) < float(refused.interval)
     assert float(stuck.spent) == float(refused.spent)
+
+
+def test_a_mean_over_rows_is_no_plateau() -> None:
+    """As in a network that ends in global pooling: every row gets a share of the cotangent."""
+    x, pooled = np.ones((64, 2)), np.ones((1, 2))
+    below = [site(x * i, x / 64) for i in range(1, 5)]
+    assert float(vanishing([*below, site(pooled, pooled)], Collective())) == pytest.approx(1.0)
