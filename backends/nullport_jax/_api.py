@@ -10,8 +10,9 @@ from jax.typing import ArrayLike
 import nullport
 from nullport import LayerReport, TeleportConfig, TeleportReport
 from nullport_jax._collective import Name
+from nullport_jax._explicit import unspread
 from nullport_jax._graph import JaxGraph
-from nullport_jax._meshes import automatic
+from nullport_jax._meshes import automatic, explicit_axes
 
 Params = Any
 LossFn = Callable[..., Any]
@@ -60,10 +61,11 @@ def teleport(
         ValueError: If the loss is no scalar float, exchanges something along an axis that is not
             named, or no parameter is used by a linear map.
     """
+    loss = unspread(loss_fn, (params, *batch)) if explicit_axes() else loss_fn
 
     def work(params: Any, batch: Any, guard: Any, others: Any, state: Any, radius: Any) -> Any:
         graph = JaxGraph(
-            loss_fn,
+            loss,
             params,
             batch,
             guard=guard,
@@ -104,9 +106,10 @@ def inspect(
         TypeError: As :func:`teleport`.
         ValueError: As :func:`teleport`.
     """
+    loss = unspread(loss_fn, (params, *batch)) if explicit_axes() else loss_fn
 
     def work(params: Any, batch: Any) -> tuple[None, list[LayerReport]]:
-        graph = JaxGraph(loss_fn, params, batch, has_aux=has_aux, axis_name=axis_name)
+        graph = JaxGraph(loss, params, batch, has_aux=has_aux, axis_name=axis_name)
         return None, graph.first(nullport.inspect(graph, config))
 
     return automatic(work, (params, batch), None)[1]

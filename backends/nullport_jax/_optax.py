@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -12,8 +12,9 @@ import optax
 
 from nullport import Rule, State, TeleportConfig, run
 from nullport_jax._collective import Name
+from nullport_jax._explicit import unspread
 from nullport_jax._graph import JaxGraph
-from nullport_jax._meshes import automatic
+from nullport_jax._meshes import automatic, explicit_axes
 
 
 class TeleportingState(NamedTuple):
@@ -151,9 +152,11 @@ class _Teleporting:
         self, state: TeleportingState, params: Any, batches: Any, extra: dict[str, Any]
     ) -> tuple[Any, TeleportingState]:
         """Teleport, and make the step at the parameters that are settled on."""
-        both = params, state
+        own = self
+        if explicit_axes():
+            own = replace(self, loss_fn=unspread(self.loss_fn, (params, *batches[0])))
         args = (state, params, batches, extra)
-        return automatic(lambda *given: (self._jumped(*given), ()), args, both)[0]
+        return automatic(lambda *given: (own._jumped(*given), ()), args, (params, state))[0]
 
     def _jumped(
         self, state: TeleportingState, params: Any, batches: Any, extra: dict[str, Any]

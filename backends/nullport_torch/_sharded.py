@@ -74,13 +74,18 @@ def spread(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def in_parts(tensor: Tensor, like: Tensor) -> Tensor:
-    """Return a tensor (..., rows, columns) with its rows spread over the ranks of ``like``."""
+    """Return a tensor (..., rows, columns) with its rows spread over the ranks of ``like``.
+
+    Along one dimension of their mesh, its longest: parts of parts may be ordered in two ways.
+    """
     from torch.distributed.tensor import DTensor, Replicate, Shard
 
     assert isinstance(like, DTensor)
     mesh = like.device_mesh
     same = DTensor.from_local(tensor, mesh, [Replicate()] * mesh.ndim, run_check=False)
-    parts = same.redistribute(placements=[Shard(tensor.ndim - 2)] * mesh.ndim)
+    placements: list[Any] = [Replicate()] * mesh.ndim
+    placements[max(range(mesh.ndim), key=mesh.size)] = Shard(tensor.ndim - 2)
+    parts = same.redistribute(placements=placements)
     # A part may be a view, which would hold the whole.
     own = parts.to_local().clone()
     found: Tensor = DTensor.from_local(

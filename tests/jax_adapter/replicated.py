@@ -185,6 +185,69 @@ def explicit(way: str, config: str, samples: int, layout: str) -> dict[str, Any]
         return compared(moved, report, expected, wanted) | {"kept": all(kept)}
 
 
+def said(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Say how results are spread, which is an error where axes are left to the compiler."""
+
+    def product(a: jax.Array, b: jax.Array, spec: P) -> jax.Array:
+        return jnp.einsum("ij,jk->ik", a, b, out_sharding=spec)
+
+    def step(h: jax.Array, _: None) -> tuple[jax.Array, None]:
+        return jax.reshard(jnp.sin(h), P("d", None)), None
+
+    @jax.checkpoint
+    def inner(h: jax.Array, layer: Any) -> jax.Array:
+        return jax.nn.silu(product(h, layer["w"], P("d", None)) + layer["b"])
+
+    first, second, last = params
+    x = jnp.tanh(product(x, first["w"], P("d", "m")) + first["b"])
+    x, _ = jax.lax.scan(step, jax.reshard(x, P("d", None)), None, length=2)
+    return jnp.mean((product(inner(x, second), last["w"], P("d", None)) + last["b"] - y) ** 2)
+
+
+def unsaid(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    first, second, last = params
+    x = jnp.sin(jnp.sin(jnp.tanh(x @ first["w"] + first["b"])))
+    x = jax.nn.silu(x @ second["w"] + second["b"])
+    return jnp.mean((x @ last["w"] + last["b"] - y) ** 2)
+
+
+def saying(way: str) -> dict[str, Any]:
+    """Teleport and train with a loss that says how its results are spread."""
+    mesh = jax.make_mesh((2, 2), ("d", "m"), (AxisType.Explicit,) * 2, devices=jax.devices()[:4])
+    params, data = network(), batch(FEW)
+    specs = [{"w": P(None, "m"), "b": P("m")}, {"w": P("m", None), "b": P()}, {"w": P(), "b": P()}]
+    tx = optax.sgd(0.02)
+
+    def run(loss: Any, params: Any, data: Any) -> Any:
+        if way == "jit":
+            return one(loss, "exact", params, data)
+        both = teleporting(tx, loss, every=1, config=CONFIGS["exact"])
+        state = both.init(params)._replace(
+            policy=both.init(params).policy._replace(step=jnp.ones((), jnp.float32))
+        )
+        gradient = jax.grad(loss)(params, *data)
+        updates, state = both.update(gradient, state, params, batch=data)
+        return optax.apply_updates(params, updates), state
+
+    expected, wanted = jax.jit(partial(run, unsaid))(params, data)
+    with jax.set_mesh(mesh):
+        is_spec = lambda s: isinstance(s, P)  # noqa: E731
+        shardings = jax.tree.map(lambda s: NamedSharding(mesh, s), specs, is_leaf=is_spec)
+        spread = jax.device_put(params, shardings)
+        rows = jax.device_put(data, NamedSharding(mesh, P("d")))
+        moved, report = jax.jit(partial(run, said))(spread, rows)
+        kept = [
+            a.sharding.is_equivalent_to(s, a.ndim)
+            for a, s in zip(jax.tree.leaves(moved), jax.tree.leaves(shardings), strict=True)
+        ]
+        if way == "jit":
+            return compared(moved, report, expected, wanted) | {"kept": all(kept)}
+        pairs = zip(jax.tree.leaves(moved), jax.tree.leaves(expected), strict=True)
+        error = max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in pairs)
+        counts = int(report.accepted), int(wanted.accepted)
+        return {"error": error, "accepted": counts == (1, 1), "moved": 1, "report": 0.0}
+
+
 def training(way: str, steps: int = 50) -> dict[str, Any]:
     """Train with teleports, against the same run on one device."""
     config = TeleportConfig(projection="threshold", radius=0.05, **FREE)
@@ -300,6 +363,8 @@ CASES: dict[str, Callable[[], dict[str, Any]]] = {
     "explicit donated": partial(explicit, "donated", "exact", FEW, "rows"),
     "explicit two": partial(explicit, "jit", "exact", FEW, "two"),
     "explicit eager": partial(explicit, "eager", "exact", FEW, "two"),
+    "explicit said": partial(saying, "jit"),
+    "explicit said, teleporting": partial(saying, "optax"),
     "training pmap": partial(training, "pmap"),
     "training unchecked": partial(training, "unchecked"),
     "training explicit": partial(training, "explicit"),

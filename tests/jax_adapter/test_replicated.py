@@ -18,7 +18,9 @@ REPLICAS = (
     "shard_map averaged", "shard_map normalised", "shard_map look_ahead", "shard_map judged",
     "unchecked averaged", "unchecked local", "two axes averaged",
 )  # fmt: skip
-EXPLICIT = ("jit", "many", "rows", "donated", "two", "eager")
+EXPLICIT = (
+    "jit", "many", "rows", "donated", "two", "eager", "said", "said, teleporting"
+)  # fmt: skip
 TRAINING = ("pmap", "unchecked", "explicit", "automatic")
 TRIES = 4
 

@@ -158,7 +158,13 @@ def joint(rank: int, way: str, kind: str, config: TeleportConfig, how: Any) -> A
 
 def training(rank: int, way: str, steps: int = 50) -> Any:
     """Train with teleports, sharded and on one device."""
-    config = TeleportConfig(projection="threshold", radius=0.05, max_gain=1e9, max_loss_change=1.0)
+    config = TeleportConfig(
+        projection="threshold",
+        radius=0.05,
+        max_gain=1e9,
+        max_loss_change=1.0,
+        objective="look_ahead",
+    )
     several = 1 if way == "columns and rows" else dist.get_world_size()
 
     def run(net: nn.Module, index: int | None, **more: Any) -> Any:

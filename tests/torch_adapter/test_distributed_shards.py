@@ -61,7 +61,11 @@ FOUR: dict[str, Callable[..., Any]] = {
     "sharded": CASES["sharded"],
     "both": partial(shards.joint, way="both", kind="plain", config=EXACT, how={"samples": 5}),
     "both, look_ahead": partial(
-        shards.joint, way="both", kind="plain", config=BUDGET, how={"optimizer": "adam"}
+        shards.joint,
+        way="both",
+        kind="plain",
+        config=TeleportConfig(objective="look_ahead", radius=0.02, **FREE),
+        how={"optimizer": "adam"},
     ),
     "hybrid": partial(shards.joint, way="hybrid", kind="plain", config=EXACT, how={}),
 }
