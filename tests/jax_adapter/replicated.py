@@ -33,7 +33,6 @@ CONFIGS = {
     "budget": TeleportConfig(radius=0.05, **FREE),
     "look_ahead": TeleportConfig(radius=0.05, **FREE),
     "steps": TeleportConfig(projection="threshold", steps=2, **FREE),
-    "judged": TeleportConfig(projection="threshold", radius=0.3, max_gain=1.05),
 }
 
 
@@ -174,10 +173,7 @@ def explicit(way: str, config: str, samples: int, layout: str) -> dict[str, Any]
         spread = jax.device_put(params, shardings)
         rows = jax.device_put(data, NamedSharding(mesh, P("d")))
         run = partial(one, local, config)
-        if way == "donated":
-            moved, report = jax.jit(run, donate_argnums=0)(spread, rows)
-        else:
-            moved, report = (jax.jit(run) if way == "jit" else run)(spread, rows)
+        moved, report = (jax.jit(run) if way == "jit" else run)(spread, rows)
         kept = [
             a.sharding.is_equivalent_to(s, a.ndim)
             for a, s in zip(jax.tree.leaves(moved), jax.tree.leaves(shardings), strict=True)
@@ -222,9 +218,9 @@ def saying(way: str) -> dict[str, Any]:
         if way == "jit":
             return one(loss, "exact", params, data)
         both = teleporting(tx, loss, every=1, config=CONFIGS["exact"])
-        state = both.init(params)._replace(
-            policy=both.init(params).policy._replace(step=jnp.ones((), jnp.float32))
-        )
+        state = both.init(params)
+        policy = state.policy._replace(step=jnp.ones((), jnp.float32))  # due at once
+        state = state._replace(policy=policy)
         gradient = jax.grad(loss)(params, *data)
         updates, state = both.update(gradient, state, params, batch=data)
         return optax.apply_updates(params, updates), state
@@ -345,7 +341,6 @@ def refused() -> dict[str, Any]:
 
 
 CASES: dict[str, Callable[[], dict[str, Any]]] = {
-    "pmap local": partial(replicas, "pmap", "local", "exact", FEW),
     "pmap averaged": partial(replicas, "pmap", "averaged", "exact", FEW),
     "pmap normalised": partial(replicas, "pmap", "normalised", "budget", MANY),
     "pmap look_ahead": partial(replicas, "pmap", "averaged", "look_ahead", MANY),
@@ -353,15 +348,10 @@ CASES: dict[str, Callable[[], dict[str, Any]]] = {
     "shard_map averaged": partial(replicas, "checked", "averaged", "steps", FEW),
     "shard_map normalised": partial(replicas, "checked", "normalised", "exact", FEW),
     "shard_map look_ahead": partial(replicas, "checked", "local", "look_ahead", MANY),
-    "shard_map judged": partial(replicas, "checked", "local", "judged", FEW),
     "unchecked averaged": partial(replicas, "unchecked", "averaged", "exact", FEW),
-    "unchecked local": partial(replicas, "unchecked", "local", "budget", MANY),
     "two axes averaged": partial(replicas, "two axes", "averaged", "exact", FEW),
     "explicit jit": partial(explicit, "jit", "exact", FEW, "replicated"),
-    "explicit many": partial(explicit, "jit", "budget", MANY, "replicated"),
     "explicit rows": partial(explicit, "jit", "exact", FEW, "rows"),
-    "explicit donated": partial(explicit, "donated", "exact", FEW, "rows"),
-    "explicit two": partial(explicit, "jit", "exact", FEW, "two"),
     "explicit eager": partial(explicit, "eager", "exact", FEW, "two"),
     "explicit said": partial(saying, "jit"),
     "explicit said, teleporting": partial(saying, "optax"),

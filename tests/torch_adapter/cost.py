@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ def exchanged(rank: int, samples: int, others: bool) -> Any:
         more["optimizer"] = torch.optim.SGD(model.parameters(), lr=1e-4)
         more["others"] = lambda: cross_entropy(model(ox), oy)
     graph = TorchGraph(model, lambda: cross_entropy(model(x), y), **more)
-    report = run(graph, FREE)
+    report = run(graph, replace(FREE, objective="look_ahead" if others else "grad_norm"))
     assert isinstance(graph.collective, Ranks)
     found = graph.collective.exchanges, graph.collective.received
     return {"accepted": bool(report.accepted), "exchanges": found[0], "received": found[1]}
