@@ -46,12 +46,14 @@ def test_a_dormant_unit_gets_new_inputs_and_no_outputs() -> None:
     assert isinstance(second, nn.Linear)
     with torch.no_grad():
         first.bias[3] = -1e3  # never answers
-    before = first.weight.clone()
-    redo(model, fresh, torch.rand(8, 6), lambda: torch.zeros(()))
+    before, x = first.weight.clone(), torch.rand(8, 6)
+    answer = first(x).relu().mean(0)
+    awake = answer > plasticity.DORMANT * answer.mean()
+    redo(model, fresh, x, lambda: torch.zeros(()))
     assert torch.equal(first.weight[3], fresh[0].weight[3])  # type: ignore[index]
     assert not second.weight[:, 3].any()
-    kept = [i for i in range(len(before)) if i != 3]
-    assert torch.equal(first.weight[kept], before[kept])
+    assert awake.any()
+    assert torch.equal(first.weight[awake], before[awake])
 
 
 def test_shrink_and_perturb_mixes() -> None:
