@@ -96,8 +96,9 @@ Place: TypeAlias = "tuple[Sequence[Layer], Sequence[Site]]"
 def mean_gradient(graph: LayerGraph, batch: str, shift: Dense | None) -> tuple[Array, Dense]:
     """Return the joint loss of a batch at ``w - shift``, and its gradient, over all replicas."""
     loss, gradients = graph.gradient(batch, shift)
-    mean = graph.collective.mean
-    return mean(loss), [mean(g) for g in gradients]
+    together = graph.collective
+    joint = together.gradients(gradients, graph.weights())
+    return together.mean(loss), [ar.dense(g) for g in joint]
 
 
 def _decrease(graph: LayerGraph, gradients: Dense, at: Place) -> Pull:  # noqa: ARG001
@@ -148,7 +149,7 @@ def _renew(graph: LayerGraph, gradients: Dense, at: Place) -> Pull:  # noqa: ARG
         block, (index, layout) = layer.block, (layer.block.parameter, layer.block.layout)
         own = ar.widen(graph.read(index, left[index], layout))
         fresh = _normal(own, index) * (s * ar.norm(own) / prod(layout.shape) ** 0.5)
-        left[index] = Change(index, block.layout, -fresh).added_to(left[index])
+        left[index] = Change(index, block.layout, -fresh).added_to(ar.whole(left[index]))
     return Pull(None, left, whole=[0 * s + 1 for s in scales])
 
 
@@ -243,7 +244,7 @@ def shrinkage(sites: Sequence[Site], together: Collective) -> list[Array]:
     """
     squares = [x**2 for x in cotangents(sites, together)]
     xp, before, total = ar.namespace(squares[0]), [0 * squares[0]], [squares[0]]
-    same = [_share_inputs(a, b) for a, b in pairwise(sites)]
+    same = [~together.agree(~_share_inputs(a, b)) for a, b in pairwise(sites)]
     for alike, square in zip(same, squares[1:], strict=True):
         before.append(xp.where(alike, before[-1], total[-1]))
         total.append(xp.where(alike, total[-1] + square, square))
@@ -267,9 +268,13 @@ def vanishing(sites: Sequence[Site], together: Collective) -> Array:
     residual connections, gradients go down beside the maps that make them small. What a mean over
     rows takes away, as in pooling between two maps, is left out.
     """
+    every = together.gather([(site.samples, site.cotangent is None) for site in sites])
+    if len({tuple(none for _, none in own) for own in every}) > 1:  # nothing can be told alike
+        return 0 * sites[0].output_norm + 1
+    rows = [max(1, sum(n for n, _ in pairs)) for pairs in zip(*every, strict=True)]
     norms, pooled = cotangents(sites, together), 1.0
-    for i in range(1, len(sites)):
-        pooled *= max(1.0, sites[i - 1].samples / sites[i].samples) ** 0.5
+    for i, (n, m) in enumerate(pairwise(rows), start=1):
+        pooled *= max(1.0, n / m) ** 0.5
         norms[i] = norms[i] / pooled
     xp, lower = ar.namespace(norms[0]), norms[: max(1, len(norms) // 2)]
     largest = xp.max(xp.stack(lower))
@@ -284,7 +289,8 @@ def _lacking(layers: Sequence[Layer], sites: Sequence[Site], together: Collectiv
         block = layer.block
         s = xp.max(xp.stack([found[i] for i in block.sites]))
         first = block.sites[0]
-        if first and sites[first].samples != sites[first - 1].samples:
+        unlike = first and sites[first].samples != sites[first - 1].samples
+        if any(together.gather(unlike)):
             # Pooling between the two may have shrunk it too: no more than He's scale.
             rms = layer.weight_norm / block.layout.size**0.5
             s = xp.minimum(s, (2 / block.features) ** 0.5 / ar.positive(rms))

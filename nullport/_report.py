@@ -59,6 +59,7 @@ class Cause(Code):
         "every layer gets its gradient, and the optimizer divides by its size: a better place "
         "has nothing to gain",
     )
+    APART = 10, "the replicas do not hold the same weights"
 
 
 class Hold(Code):

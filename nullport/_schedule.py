@@ -13,6 +13,7 @@ Python. An adapter says how a batch becomes a graph, and how a batch is kept.
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -179,11 +180,16 @@ class Teleporter(ABC):
         self._recent: list[Any] = []
         self._resumed: list[Any] = []
         self._handed: tuple[Array, Dense] | None = None
+        self._declined = False
         self.history: list[TeleportReport] = []
 
     @abstractmethod
     def _graph(self, batch: Any, guard: Any, others: Any) -> LayerGraph:
         """Return the network on a batch, with other samples or None."""
+
+    def _obstacle(self) -> str:
+        """Return why no teleport can be made at present, or an empty string."""
+        return ""
 
     def _keep(self, batch: Any, *, judges: bool) -> Any:  # noqa: ARG002 - an adapter may warn
         """Return what to keep of a batch; ``judges`` if moves of later steps are judged by it."""
@@ -219,19 +225,30 @@ class Teleporter(ABC):
             others: Yet other samples, for the objective ``"look_ahead"``; by default another.
 
         Returns:
-            The report, or None if no teleport was due.
+            The report, or None if no teleport was due, or was declined with a warning.
         """
         self._handed = None
         loaded = [self._load(data, batch) for data in self._resumed]
         self._recent += [kept for kept in loaded if kept is not None]
         self._resumed = []
         ready = not self._judged or guard is not None or len(self._recent) == KEPT
-        report = self.step(batch, guard, others) if ready and self.due else None
+        due = ready and self.due and not self._declines()
+        report = self.step(batch, guard, others) if due else None
         if self._judged and bool(self._rule.near(self._state, KEPT)):
             kept = self._keep(batch, judges=guard is None)
             self._recent = [*self._recent, kept][-KEPT:]
         self._state = self._rule.tick(self._state)
         return report
+
+    def _declines(self) -> bool:
+        """Tell whether a teleport that is due cannot be made; the first time, say why."""
+        obstacle = self._obstacle()
+        if obstacle and not self._declined:
+            self._declined = True
+            warnings.warn(f"no teleport is made: {obstacle}", stacklevel=4)
+        if obstacle:
+            self._state = self._rule.update(self._state, np.bool_(False), 0.0)
+        return bool(obstacle)
 
     def step(self, batch: Any, guard: Any = None, others: Any = None) -> TeleportReport:
         """Teleport now; arguments as for :meth:`maybe_step`."""

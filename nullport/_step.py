@@ -232,8 +232,8 @@ def step_of(
     layer: Layer, found: Found, factor: Array, length: Array, graph: LayerGraph
 ) -> tuple[Moved, list[Change]]:
     """Return how far a step takes a layer, and the changes that make it."""
-    xp, delta = ar.namespace(found.size), found.delta
-    assert delta is not None  # the caller has asked
+    assert found.delta is not None  # the caller has asked
+    xp, delta = ar.namespace(found.size), graph.unpack(found.delta)
     right = delta.right if isinstance(delta, LowRank) else delta
     factor = xp.astype(factor, right.dtype, copy=False)
     right = xp.where(factor > 0, right * factor, xp.zeros_like(factor))

@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import prod
 from typing import Any, NamedTuple
 
@@ -94,7 +95,8 @@ def run(
     config = TeleportConfig.checked(config)
     with graph.exact():
         try:
-            return _Run(graph, config, engine or Engine(config.tangent), radius)()
+            attempt = _Run(graph, config, engine or Engine(config.tangent), radius)
+            return graph.collective.attempt(attempt)
         except BaseException:
             graph.keep(0.0)
             raise
@@ -113,16 +115,7 @@ def inspect(graph: LayerGraph, config: TeleportConfig | None = None) -> list[Lay
     config = TeleportConfig.checked(config)
     with graph.exact():
         attempt = _Run(graph, config, Engine(config.tangent), None)
-        lin = graph.linearize()
-        attempt.choose(lin)
-        if isinstance(attempt.objective, str) and attempt.objective not in RESCALING:
-            attempt.objective = "grad_norm"
-        attempt.lent = [attempt.joint(lin)]
-        _finite(attempt.lent[0].loss)
-        attempt.prepare(lin)
-        del lin
-        attempt.directions(last=True)
-        return attempt.layer_reports()
+        return graph.collective.attempt(attempt.look)
 
 
 def _finite(loss: Array) -> None:
@@ -167,6 +160,7 @@ class _Run:
         self.cost += before.cost
         xp = ar.namespace(joint.loss)
         stops: dict[Code, Array] = {
+            Cause.APART: self._apart(joint.loss),
             Cause.INFINITE: ~xp.isfinite(joint.loss),
             Cause.GRADIENT: ~xp.isfinite(before.grad_norm),
             Cause.SCREEN: before.overshoots(),
@@ -175,7 +169,7 @@ class _Run:
             stops[Cause.HEALTHY] = ~follows(graph, [ar.dense(g) for g in joint.gradients])
         first = (joint.loss, list(map(ar.dense, joint.gradients))) if graph.repeatable else None
         if not ar.known(judge.first(stops) > 0):
-            self.prepare(lin)
+            self.prepare(joint)
             self._grad_norm, self.lent = before.grad_norm, [joint]
             del lin, joint
             self._ascend()
@@ -189,14 +183,34 @@ class _Run:
         after, last, code = self._judged(before)
         return self._settle(start, before, after, xp.where(stop > 0, stop, code), first, last)
 
+    def look(self) -> list[LayerReport]:
+        """Return what a teleport would find at every weight."""
+        lin = self.joint(self.graph.linearize())
+        _finite(lin.loss)
+        self.choose(lin)
+        if isinstance(self.objective, str) and self.objective not in RESCALING:
+            self.objective = "grad_norm"
+        self.prepare(lin)
+        self.lent = [lin]
+        del lin
+        self.directions(last=True)
+        return self.layer_reports()
+
     def joint(self, lin: Linearization) -> Linearization:
         """Return a linearization with loss and gradients of all replicas together."""
-        mean = self.graph.collective.mean
-        return replace(lin, loss=mean(lin.loss), gradients=[mean(g) for g in lin.gradients])
+        together = self.graph.collective
+        gradients = together.gradients(lin.gradients, self.graph.weights())
+        return replace(lin, loss=together.mean(lin.loss), gradients=gradients)
+
+    def _apart(self, like: Array) -> Array:
+        """Whether the weights of the replicas differ, 0-d bool."""
+        if self.graph.collective.size > 1:
+            return self.graph.collective.apart(self.graph.weights())
+        return ar.namespace(like).zeros_like(like) != 0
 
     def choose(self, lin: Linearization) -> None:
         """Settle on the objective, and on the settings that come with it."""
-        if lin.sites:
+        if all(self.graph.collective.gather(bool(lin.sites))):
             self.shrunk = vanishing(lin.sites, self.graph.collective)
             self.objective = chosen(self.config.objective, self.graph, self.shrunk)
         self.config = settled(self.config, self.objective)
@@ -269,8 +283,8 @@ class _Run:
         del lin
         while wish.v is not None and step is not None:
             try:
-                self.cost += self.engine(graph, wish.v, step, collected, bits, replay_cost)
-                self.cost += net.FORWARD
+                ask = partial(self.engine, graph, wish.v, step, collected, bits, replay_cost)
+                self.cost += graph.collective.attempt(ask) + net.FORWARD
                 self.tangent = self.engine.choose(bits)
                 break
             except net.TangentUnavailable:
@@ -345,9 +359,11 @@ class _Run:
         self, start: float, before: Look, after: Look, cause: Array, first: Any, last: Any
     ) -> Outcome:
         """Keep or undo the move, and say so."""
+        xp, apart = ar.namespace(cause), self._apart(cause) & (cause == 0)
+        cause = xp.where(apart, xp.full_like(cause, int(Cause.APART)), cause)
         accepted = ~self.graph.collective.agree(cause != 0)
         if ar.traced(cause):
-            share = ar.namespace(cause).astype(accepted, before.grad_norm.dtype)
+            share = xp.astype(accepted, before.grad_norm.dtype)
         else:
             accepted, share = bool(accepted), float(accepted)
         self.graph.keep(share)

@@ -40,8 +40,8 @@ from nullport._sites import Axes, DenseSite, Layout, Site, matrix
 __all__ = [
     "BACKWARD", "FORWARD", "GRADIENT", "MISMATCH", "Array", "Axes", "Change", "Collective", "Dense",
     "DenseSite", "FunctionalGraph", "LayerGraph", "Layout", "Linearization", "LowRank", "Matrix",
-    "Parameter", "Receive", "Site", "TangentUnavailable", "Use", "Vector", "dense", "factored",
-    "matrix", "namespace", "norm", "scaled", "shifted", "widen",
+    "Parameter", "Receive", "ReplicaFailed", "Site", "TangentUnavailable", "Use", "Vector", "dense",
+    "factored", "matrix", "namespace", "norm", "scaled", "shifted", "widen",
 ]  # fmt: skip
 
 FORWARD, BACKWARD, GRADIENT = 1 / 3, 2 / 3, 1.0
@@ -60,6 +60,13 @@ A site that is passed over has a tangent of 0.
 
 class TangentUnavailable(RuntimeError):  # noqa: N818
     """Raised by an adapter whose forward-mode differentiation cannot handle this network."""
+
+
+class ReplicaFailed(Exception):  # noqa: N818
+    """Raised by a :class:`Collective` where another replica failed, so that none may go on.
+
+    No ``RuntimeError``, which adapters take for a rule that forward mode lacks.
+    """
 
 
 @dataclass(frozen=True)
@@ -274,6 +281,15 @@ class LayerGraph(ABC):
         """
         del parameter
         return layout.read(array)
+
+    def pack(self, direction: Matrix) -> Any:
+        """Return the direction of a layer, (..., out, in), as it is kept until all are known."""
+        return direction
+
+    def unpack(self, kept: Any) -> Matrix:
+        """Return a direction that was kept by :meth:`pack`."""
+        direction: Matrix = kept
+        return direction
 
     def exact(self) -> AbstractContextManager[Any]:
         """Return the context in which the core computes, with the full precision of the dtypes."""

@@ -15,13 +15,14 @@ from __future__ import annotations
 import types
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
+from torch.nn import Parameter
 from torch.overrides import TorchFunctionMode
 
 from nullport.network import LowRank, Use
@@ -36,6 +37,7 @@ from nullport_torch._seen import (
     site_inputs,
     weight_layout,
 )
+from nullport_torch._sharded import is_spread, whole
 
 _COPIES = {
     getattr(Tensor, name)
@@ -115,8 +117,11 @@ class Recorder(TorchFunctionMode):
         replace: Replacement | None = None,
         receive: Receive | None = None,
         added: Added | None = None,
+        gathered: Callable[[Tensor], int | None] | None = None,
     ) -> None:
         """Watch the ``tracked`` parameters, given with their indices.
+
+        ``gathered`` tells of a parameter that is not tracked which one it stands for.
 
         With ``replace`` (what stands in for a parameter) and ``receive`` (called with a site's
         index and input) the pass is a replay, else a recording. Outputs of maps whose weights move
@@ -127,6 +132,7 @@ class Recorder(TorchFunctionMode):
         self.uses: list[Use] = []
         self.sites = 0
         self._replace, self._receive, self._added = replace, receive, added
+        self._gathered = gathered
         self._parameters = dict(tracked)
         self._copies: list[Tensor] = []
         self._origins: dict[int, _Origin] = {}
@@ -144,11 +150,26 @@ class Recorder(TorchFunctionMode):
         found = self._origins.get(id(value))
         if found is not None and found.ref() is value:
             return found
+        if self._gathered is not None:
+            for one in (value, value._base):
+                self._find(one)
+            found = self._origins.get(id(value))
+            if found is not None and found.ref() is value:
+                return found
         base = value._base if value._is_view() else None
         found = None if base is None else self._origins.get(id(base))
         if found is None or base is None or found.ref() is not base:
             return None
         return found if value.dtype == base.dtype else None  # a view may read the bits otherwise
+
+    def _find(self, value: Tensor | None) -> None:
+        """Track a parameter that is there only for the call of a module."""
+        if not isinstance(value, Parameter) or self._gathered is None:
+            return
+        index = self._gathered(value)
+        if index is not None and index in self._parameters:
+            self._parameters[index] = value
+            self._track(value, index, _offset(value))
 
     def __torch_function__(
         self,
@@ -203,6 +224,7 @@ class Recorder(TorchFunctionMode):
 
     def _site(self, call: Call, out: Tensor, args: Any, kwargs: Any) -> None:
         """Record a site, or hand over its input."""
+        call = replace(call, x=whole(call.x)) if is_spread(call.x) else call
         inputs = site_inputs(call)
         index, self.sites = self.sites, self.sites + 1
         if self._receive is not None:
@@ -210,7 +232,7 @@ class Recorder(TorchFunctionMode):
             self._add(call, inputs, out)
             return
         edge = get_gradient_edge(out) if out.requires_grad else None
-        size = torch.linalg.vector_norm(linear_part(call, out.detach()))
+        size = whole(torch.linalg.vector_norm(linear_part(call, out.detach())))
         # A cast of the weight is kept by the autograd graph, which then misses a move.
         same = out.dtype == call.w.dtype and not self._copies
         half = min(out.dtype.itemsize, inputs.dtype.itemsize) < 4

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nullport.network import Change, Dense, Layout, LowRank
+from nullport_torch._sharded import local, spread, whole
 
 
 class Weights:
@@ -19,20 +20,25 @@ class Weights:
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         """Hold the parameters; nothing is copied before it changes."""
-        self.tensors = list(tensors)
+        self.tensors, self._parts = list(tensors), [local(p) for p in tensors]
         self._backup: dict[int, Tensor] = {}
 
     def move(self, change: Change) -> None:
         """Add a change to its parameter, keeping a copy of what was there at first."""
-        p = self.tensors[change.parameter]
+        p, part = self.tensors[change.parameter], self._parts[change.parameter]
         if change.parameter not in self._backup:
-            self._backup[change.parameter] = p.detach().clone()
-        _add(p.data, change)
+            self._backup[change.parameter] = part.detach().clone()
+        if p is part:
+            _add(p.data, change)
+        else:  # the whole of one weight at a time
+            old = whole(p)
+            _add(old, change)
+            part.copy_(local(spread(old, p)))
 
     def keep(self, share: float) -> None:
         """Keep a share of every change; after all or nothing, the copies are freed."""
         for index, copy in self._backup.items():
-            p = self.tensors[index]
+            p = self._parts[index]
             if share == 0:
                 p.data.copy_(copy)
             elif share == 1:
@@ -47,14 +53,14 @@ class Weights:
     def shifted(self, v: Dense | None, scale: float, indices: Sequence[int]) -> Iterator[None]:
         """Move the given parameters by ``scale v``, for the time of a pass."""
         moves = {} if v is None else {i: a for i in indices if (a := v[i]) is not None}
-        saved = {i: self.tensors[i].detach().clone() for i in moves}
+        saved = {i: self._parts[i].detach().clone() for i in moves}
         try:
             for i, move in moves.items():
-                self.tensors[i].data.add_(move, alpha=scale)
+                self._parts[i].data.add_(local(spread(move, self.tensors[i])), alpha=scale)
             yield
         finally:
             for i, copy in saved.items():
-                self.tensors[i].data.copy_(copy)
+                self._parts[i].data.copy_(copy)
 
 
 def strided(tensor: Tensor, layout: Layout) -> Tensor:
