@@ -406,7 +406,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"nullport {nullport.__version__}\n"
     for argv in (
         ["--help"],
-        *([name, "--help"] for name in ("compare", "inspect", "suite", "doctor")),
+        *([name, "--help"] for name in ("compare", "inspect", "diagnose", "suite", "doctor")),
     ):
         assert main(argv) == 0
         assert "usage: nullport" in capsys.readouterr().out
