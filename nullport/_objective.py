@@ -46,6 +46,7 @@ from nullport import _arrays as ar
 from nullport._arrays import Array, Collective, Dense, Vector
 from nullport._capture import Layer
 from nullport._config import Objective, TeleportConfig
+from nullport._report import VANISHED
 from nullport.network import GRADIENT, Change, LayerGraph, Site
 
 PROBE = 1e-2
@@ -68,9 +69,6 @@ factor by which they are made up for it."""
 
 UNBOUNDED = 1e30
 """Growth of the gradient norm that they may cause: where it had vanished, any."""
-
-VANISHED = 3.0
-"""Shrinkage over all layers from which on it is worth a move."""
 
 
 @dataclass(frozen=True)
@@ -262,15 +260,20 @@ def _share_inputs(a: Site, b: Site) -> Array:
     return ar.norm(ar.widen(a.inputs)) == ar.norm(ar.widen(b.inputs))
 
 
-def is_stuck(sites: Sequence[Site], together: Collective) -> Array:
-    """Whether the gradient vanishes on its way down, 0-d bool.
+def vanishing(sites: Sequence[Site], together: Collective) -> Array:
+    """Return by how much the gradient shrinks on its way down, 0-d; at ``VANISHED`` it is lost.
 
-    Compared with the largest cotangent of the lower half: where there are residual connections,
-    gradients go down beside the maps that make them small.
+    The cotangent of the last map, relative to the largest of the lower half: where there are
+    residual connections, gradients go down beside the maps that make them small. What a mean over
+    rows takes away, as in pooling between two maps, is left out.
     """
-    norms = cotangents(sites, together)
+    norms, pooled = cotangents(sites, together), 1.0
+    for i in range(1, len(sites)):
+        pooled *= max(1.0, sites[i - 1].samples / sites[i].samples) ** 0.5
+        norms[i] = norms[i] / pooled
     xp, lower = ar.namespace(norms[0]), norms[: max(1, len(norms) // 2)]
-    return norms[-1] > VANISHED * xp.max(xp.stack(lower))
+    largest = xp.max(xp.stack(lower))
+    return xp.where(largest > 0, norms[-1] / ar.positive(largest), xp.ones_like(largest))
 
 
 def _lacking(layers: Sequence[Layer], sites: Sequence[Site], together: Collective) -> list[Array]:
@@ -300,8 +303,8 @@ def settled(config: TeleportConfig, objective: str | Objective) -> TeleportConfi
     return replace(config, steps=1, max_gain=UNBOUNDED)
 
 
-def chosen(objective: str | Objective, graph: LayerGraph, sites: Sequence[Site]) -> str | Objective:
-    """Return what ``"auto"`` stands for; before the first gradient no sites are known.
+def chosen(objective: str | Objective, graph: LayerGraph, shrunk: Array) -> str | Objective:
+    """Return what ``"auto"`` stands for where gradients shrink by so much on their way down (0-d).
 
     Where nothing can be asked, as under jit, a network counts as one that trains.
     """
@@ -309,8 +312,7 @@ def chosen(objective: str | Objective, graph: LayerGraph, sites: Sequence[Site])
         return objective
     if not (graph.has_optimizer and "others" in graph.batches):
         return "grad_norm"
-    stuck = sites and ar.known(is_stuck(sites, graph.collective))
-    return "amplify" if stuck else "look_ahead"
+    return "amplify" if ar.known(shrunk > VANISHED) else "look_ahead"
 
 
 def follows(graph: LayerGraph, gradients: Dense) -> Array:

@@ -6,6 +6,7 @@ kept as codes, because words cannot be traced; they are put into words when they
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from enum import IntEnum
@@ -15,6 +16,10 @@ from nullport._arrays import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+
+VANISHED = 3.0
+"""Shrinkage of the gradient on its way down from which on a network counts as stuck."""
 
 
 class Code(IntEnum):
@@ -131,6 +136,9 @@ class TeleportReport:
         seconds: Wall-clock time of the whole teleport; 0 where it is traced.
         cost: Compute used, in gradients (forward and backward) of the captured batch.
         tangent: The engine that computed the tangents.
+        shrinkage: By how much the gradient shrinks on its way down before the move: the norm of
+            the last map's cotangent, relative to the largest of the lower half of all maps; nan
+            where it is not known.
         layers: One entry per weight.
     """
 
@@ -145,12 +153,18 @@ class TeleportReport:
     seconds: float = 0.0
     cost: float = 0.0
     tangent: str = ""
+    shrinkage: float | Array = math.nan
     layers: Sequence[LayerReport] = ()
 
     @property
     def accepted(self) -> bool | Array:
         """Whether the moved weights were kept."""
         return self.cause == Cause.NONE
+
+    @property
+    def stuck(self) -> bool | Array:
+        """Whether gradients vanish on their way down, so that the lower layers do not train."""
+        return self.shrinkage > VANISHED
 
     @property
     def reason(self) -> str:

@@ -8,11 +8,14 @@ direction, scaled to ``radius * ||W||``.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from nullport import _arrays as ar
 from nullport import _verdict as judge
@@ -30,6 +33,7 @@ from nullport._objective import (
     mean_gradient,
     pull,
     settled,
+    vanishing,
 )
 from nullport._report import Cause, Code, Hold, LayerReport, TeleportReport
 from nullport._step import Found, Moved, factors_of, radius_of, step_of
@@ -146,7 +150,8 @@ class _Run:
 
     def __post_init__(self) -> None:
         """Resolve what the configuration leaves open."""
-        self.objective = chosen(self.config.objective, self.graph, ())
+        self.shrunk: Array | float = math.nan
+        self.objective = chosen(self.config.objective, self.graph, np.float64(0))
         self.radius = radius_of(self.config, 1, self.given)
         self.scale: Array | None = None
         self._grad_norm: Array | None = None
@@ -191,7 +196,9 @@ class _Run:
 
     def choose(self, lin: Linearization) -> None:
         """Settle on the objective, and on the settings that come with it."""
-        self.objective = chosen(self.config.objective, self.graph, lin.sites)
+        if lin.sites:
+            self.shrunk = vanishing(lin.sites, self.graph.collective)
+            self.objective = chosen(self.config.objective, self.graph, self.shrunk)
         self.config = settled(self.config, self.objective)
 
     def _look(self, loss: Array, gradients: Vector, *, screen: bool = False) -> Look:
@@ -356,6 +363,7 @@ class _Run:
             seconds=0.0 if ar.traced(before.loss) else time.perf_counter() - start,
             cost=self.cost,
             tangent=self.tangent,
+            shrinkage=ar.plain(self.shrunk),
             layers=self.layer_reports(ar.plain(share)),
         )
         return Outcome(report, _either(accepted, last, first))

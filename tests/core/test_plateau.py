@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from helpers.dense import to_numpy, with_ones
 from helpers.mlp_graph import MLPGraph, numbers, unmoved
 
-from nullport import TeleportConfig, inspect, teleport
+from nullport import Rule, TeleportConfig, Teleporter, TeleportReport, inspect, teleport
 from nullport._capture import find_layers, lazy_norms
 from nullport._objective import (
     HEALTHY,
@@ -18,8 +19,8 @@ from nullport._objective import (
     _lacking,
     chosen,
     follows,
-    is_stuck,
     shrinkage,
+    vanishing,
 )
 from nullport._report import Cause, Hold
 from nullport.network import Collective, DenseSite
@@ -154,8 +155,9 @@ def test_auto_amplifies_where_gradients_vanish_and_else_looks_ahead() -> None:
         (MLPGraph(np, DEEP, samples=6), "grad_norm"),
         (graph_of(), "grad_norm"),
     ):
-        assert chosen("auto", graph, graph.linearize().sites) == expected
-    assert chosen("others", graph, graph.linearize().sites) == "others"
+        shrunk = vanishing(graph.linearize().sites, Collective())
+        assert chosen("auto", graph, shrunk) == expected
+    assert chosen("others", graph, shrunk) == "others"
 
 
 class Normalising(MLPGraph):
@@ -207,8 +209,8 @@ def test_residual_connections_carry_gradients_past_maps_that_shrink_them() -> No
     x = np.ones((3, 2))
     branches = [site(x * i, x * d) for i, d in enumerate((0.9, 0.01, 1.0, 0.01, 1.0), start=1)]
     chain = [site(x * i, x * 3.0**i) for i in range(1, 6)]
-    assert not is_stuck(branches, Collective())
-    assert is_stuck(chain, Collective())
+    assert vanishing(branches, Collective()) < 1.2
+    assert vanishing(chain, Collective()) == pytest.approx(3.0**3)
 
 
 def test_pooling_between_two_maps_is_no_lack_of_scale() -> None:
@@ -233,3 +235,57 @@ def test_pooling_between_two_maps_is_no_lack_of_scale() -> None:
 def test_inspect_describes_it() -> None:
     layers = inspect(graph_of(), TeleportConfig(objective="amplify"))
     assert [layer.reason == "" for layer in layers] == [False, *[True] * 8]
+
+
+class Loop(Teleporter):
+    """A training loop whose batches are graphs."""
+
+    def _graph(self, batch: Any, guard: Any, others: Any) -> MLPGraph:
+        return batch
+
+
+def test_the_loop_says_what_it_sees_and_what_would_help_more() -> None:
+    loop = Loop(every=1, judged=False, config=TeleportConfig(objective="amplify"))
+    assert (loop.phase, loop.advice) == ("unknown", "")
+    graph = graph_of()
+    loop.step(graph)
+    assert loop.phase == "stuck"
+    assert "initialisation" in loop.advice
+    assert loop.last is not None
+    norms = cotangent_norms(graph_of())
+    assert loop.last.shrinkage == pytest.approx(norms[-1] / norms[len(norms) // 2 - 1])
+    assert "stuck" in loop.summary()
+    loop.step(graph)  # has been freed
+    assert loop.phase == "training"
+    for _ in range(3):
+        loop.step(MLPGraph(np, DEEP, samples=6, seed=1))  # the same loss each time
+    assert loop.phase == "converged"
+
+
+def test_a_step_that_overshoots_and_small_rates_are_told() -> None:
+    given = {"other_samples": 4, "guard_samples": 4, "samples": 6}
+    loop = Loop(every=1, judged=False, config=TeleportConfig(objective="grad_norm"))
+    loop.step(MLPGraph(np, DEEP, rate=1e3, **given))
+    assert "smaller learning rate" in loop.advice
+    ahead = TeleportReport(1.0, 1.0, 1.0, 1.0, 0.1, tangent="fd", shrinkage=1.0)
+    loop.history = [replace(ahead, loss_before=loss) for loss in (1.0, 0.8, 0.6)]
+    assert "larger learning rate" in loop.advice
+    loop.history[-1] = replace(ahead, cause=Cause.GUARD)
+    assert loop.advice == ""
+
+
+def test_refusals_of_a_network_that_is_stuck_do_not_end_the_tries() -> None:
+    rule = Rule.parse("auto")
+    state = rule.start(np.float64(0.0))
+    refused = rule.update(state, np.bool_(False), 2.0)
+    stuck = rule.update(state, np.bool_(False), 2.0, np.bool_(True))
+    assert (float(refused.wasted), float(stuck.wasted)) == (2.0, 0.0)
+    assert float(stuck.interval) < float(refused.interval)
+    assert float(stuck.spent) == float(refused.spent)
+
+
+def test_a_mean_over_rows_is_no_plateau() -> None:
+    """As in a network that ends in global pooling: every row gets a share of the cotangent."""
+    x, pooled = np.ones((64, 2)), np.ones((1, 2))
+    below = [site(x * i, x / 64) for i in range(1, 5)]
+    assert float(vanishing([*below, site(pooled, pooled)], Collective())) == pytest.approx(1.0)
