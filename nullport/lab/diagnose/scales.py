@@ -19,7 +19,8 @@ from math import prod
 from typing import Any, Literal
 
 from nullport import _arrays as ar
-from nullport._objective import HEALTHY, cotangents, is_stuck, shrinkage
+from nullport._objective import HEALTHY, cotangents, shrinkage, vanishing
+from nullport._report import VANISHED
 from nullport._verdict import ARMIJO
 from nullport.network import LayerGraph, Linearization, Site, Use
 
@@ -104,7 +105,7 @@ def diagnose(graph: LayerGraph) -> Diagnosis:
         if not maps:
             msg = "no weight of the model is used by a recognised linear map"
             raise ValueError(msg)
-        state, factor = _state(maps, stuck=bool(is_stuck(lin.sites, graph.collective)))
+        state, factor = _state(maps, float(vanishing(lin.sites, graph.collective)))
         return Diagnosis(loss, state, factor, maps, _rate(graph, lin))
 
 
@@ -153,17 +154,24 @@ def _rms(site: Site) -> float:
     return math.sqrt(squares / max(1, count))
 
 
-def _state(maps: Sequence[Scale], *, stuck: bool) -> tuple[State, float]:
-    """Return the state, and the factor between the top and the lower half of the network."""
+def _state(maps: Sequence[Scale], shrinks: float) -> tuple[State, float]:
+    """Return the state, and the factor between the top and the lower half of the network.
+
+    Args:
+        maps: All maps.
+        shrinks: By how much the gradient shrinks on its way down, pooling left out.
+    """
     norms = [one.cotangent for one in maps]
     top, most, lower = norms[-1], max(norms), max(norms[: max(1, len(norms) // 2)])
     if not all(map(math.isfinite, norms)):
         return "exploding", math.inf
-    if stuck:
-        return "stuck", top / lower if lower else math.inf
+    if top and not lower:  # dead units: nothing comes through
+        return "stuck", math.inf
+    if shrinks > VANISHED:
+        return "stuck", shrinks
     if top and most > EXPLODED * top:
         return "exploding", most / top
-    return "training", top / lower if lower else 1.0
+    return "training", shrinks
 
 
 def _rate(graph: LayerGraph, lin: Linearization) -> float | None:
