@@ -28,8 +28,9 @@ $(VENV)/.docs: $(VENV)/.dev
 	$(PIP) install -q -c constraints.txt -e ".[torch,jax,cli,test,dev,docs]"
 	@touch $@
 
-demo: $(VENV)/.run  ## Train a network on real data with and without teleports (2 minutes)
-	$(BIN)/nullport compare --task digits
+demo: $(VENV)/.run  ## Train a deep network on real data with and without teleports (1 minute)
+	$(BIN)/nullport compare --task digits --depth 10 --width 128 --optimizer momentum --lr 0.01 \
+		--budget 500
 
 test: $(VENV)/.dev  ## Run every test, on every processor
 	$(BIN)/python -m pytest -n logical

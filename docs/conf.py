@@ -57,7 +57,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"(Any|ArrayLike|Axes|Callable|Literal|Sequence|Tensor|Optimizer)\b.*"),
     # What public signatures and docstrings name in private modules, or by an alias.
     ("py:.*", r"nullport\w*\.(.*\.)?_.*"),
-    ("py:.*", r"nullport\.lab\.compare\.[a-z]+(\.(Point|Statistic|Teleport))?"),
+    ("py:.*", r"nullport\.lab\.(compare|diagnose)\.[a-z]+(\.(Point|Statistic|Teleport))?"),
     (
         "py:.*",
         r"(.*\.)?(Array|Cause|Closure|Hold|LossFn|MissingExtra|Params|State|Vector|\w*Name|Objective)",

@@ -21,7 +21,10 @@ from nullport.lab.cli.options import add_options, converter, descriptions, given
 from nullport.lab.compare import Results, Settings
 from nullport.lab.compare.named import Named
 
-QUICK = ["compare", "--seeds", "1", "--budget", "20", "--width", "16", "--every", "5"]
+QUICK = [
+    *("compare", "--seeds", "1", "--budget", "20", "--width", "16", "--every", "5"),
+    "--no-neighbours",
+]
 
 MODEL = """
 import torch
@@ -80,7 +83,7 @@ def test_compare_shows_a_table_and_writes_both_files(
 ) -> None:
     image = pytest.importorskip("matplotlib.image")
     folder = tmp_path / "new" / "folder"
-    assert main([*QUICK, "--seeds", "2", "--out", str(folder)]) == 0
+    assert main([*QUICK, "--neighbours", "--seeds", "2", "--out", str(folder)]) == 0
     out = capsys.readouterr().out
     for words in ("baseline", "teleport", "difference", "validation loss", "accuracy", "seconds"):
         assert words in out
@@ -91,7 +94,11 @@ def test_compare_shows_a_table_and_writes_both_files(
     assert set(record) == {"settings", "versions", "summary", "runs"}
     assert record["settings"]["task"] == "digits"
     assert record["versions"]["torch"] == torch.__version__
-    assert len(record["runs"]) == 4
+    arms = ["baseline", "teleport", "lr 0.0333", "lr 0.3", "lr 1", "init he"]
+    assert list(dict.fromkeys(run["arm"] for run in record["runs"])) == arms
+    assert len(record["runs"]) == 2 * len(arms)
+    assert all(arm in record["summary"] and arm in out for arm in arms)
+    assert "Without teleports" in out
     assert Results.from_dict(record).as_dict() == record
 
 
@@ -122,7 +129,7 @@ def test_every_option_reaches_the_settings(torch: Any, tmp_path: Path) -> None:
         "--budget 8 --batch 16 --width 4 --depth 1 --every 3 --no-guard --activation gelu "
         "--device cpu --threads 2 --teleport-radius 0.2 --teleport-steps 2 "
         "--teleport-exclude 1.* 9.* --no-teleport-bias --quiet --backend torch --at 2 4 "
-        "--captured 8 --judge same --method random"
+        "--captured 8 --judge same --method random --no-neighbours"
     )
     assert main([*argv.split(), "--out", str(tmp_path)]) == 0
     record = json.loads((tmp_path / "nullport-compare.json").read_text())
@@ -399,7 +406,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"nullport {nullport.__version__}\n"
     for argv in (
         ["--help"],
-        *([name, "--help"] for name in ("compare", "inspect", "suite", "doctor")),
+        *([name, "--help"] for name in ("compare", "inspect", "diagnose", "suite", "doctor")),
     ):
         assert main(argv) == 0
         assert "usage: nullport" in capsys.readouterr().out

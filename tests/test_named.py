@@ -176,7 +176,8 @@ def test_compare_takes_a_task_from_a_file(cli: None, file: str, tmp_path: Path, 
     assert main(argv) == 0
     record = json.loads((tmp_path / "nullport-compare.json").read_text())
     assert record["settings"]["task"] == f"{file}:{name}"
-    baseline, teleport = record["runs"]
+    baseline, teleport, *others = record["runs"]
+    assert ("init he" in [run["arm"] for run in others]) == (name == "plain")
     assert len(teleport["teleports"]) == 1
     losses = [*baseline["curve"]["loss"], *teleport["curve"]["loss"]]
     assert all((loss > 100) == (name == "network") for loss in losses)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+from nullport.network import LayerGraph
+
 GROUP = "nullport.backends"
 
 
@@ -22,6 +24,8 @@ class Backend:
             returned and a configuration.
         trainer: Makes the training loop of ``nullport compare``, or None if there is none.
         methods: Names of other teleports than nullport's that the trainer can make.
+        graph: Makes a :class:`nullport.network.LayerGraph` of what the user's function returned,
+            or None if there is none.
     """
 
     name: str
@@ -30,6 +34,7 @@ class Backend:
     inspect: Callable[..., Any]
     trainer: Callable[..., Any] | None = field(default=None)
     methods: tuple[str, ...] = ()
+    graph: Callable[[object], LayerGraph] | None = field(default=None)
 
 
 def _claims() -> dict[str, list[EntryPoint]]:

@@ -17,18 +17,30 @@ def inspect(given: object, config: TeleportConfig) -> list[LayerReport]:
     """List every weight of what a user's function returned.
 
     Args:
-        given: A graph, as the ``from_`` functions return it.
+        given: As for :func:`graph`.
         config: Settings of the teleport.
 
     Raises:
-        TypeError: If ``given`` is anything else.
+        TypeError: As :func:`graph`.
         ValueError: As ``nullport_arrays.inspect``.
+    """
+    return _api.inspect(graph(given), config)
+
+
+def graph(given: object) -> ArrayGraph:
+    """Return what a user's function returned.
+
+    Args:
+        given: A graph, as the ``from_`` functions return it; with its optimizer, if it has one.
+
+    Raises:
+        TypeError: If ``given`` is anything else.
     """
     if not isinstance(given, ArrayGraph):
         msg = f"returned a {type(given).__name__}, expected what from_network, from_callables, "
         msg += "from_layers or from_thinc of nullport_arrays returns"
         raise TypeError(msg)
-    return _api.inspect(given, config)
+    return given
 
 
 def _trainer(place: Callable[..., Any]) -> Callable[..., Any]:
@@ -68,6 +80,11 @@ def _cupy_devices() -> list[str]:
 
 
 NUMPY = Backend(
-    "numpy", lambda: {"numpy": np.__version__}, lambda: ["cpu"], inspect, _trainer(_on_host)
+    "numpy",
+    lambda: {"numpy": np.__version__},
+    lambda: ["cpu"],
+    inspect,
+    _trainer(_on_host),
+    graph=graph,
 )
-CUPY = Backend("cupy", _cupy_versions, _cupy_devices, inspect, _trainer(_on_gpu))
+CUPY = Backend("cupy", _cupy_versions, _cupy_devices, inspect, _trainer(_on_gpu), graph=graph)

@@ -7,9 +7,10 @@ from typing import Any
 import jax
 import optax
 
+import nullport as core
 from nullport import LayerReport, TeleportConfig
 from nullport.lab.backends import Backend
-from nullport_jax import _api
+from nullport_jax._graph import JaxGraph
 
 
 def versions() -> dict[str, str]:
@@ -27,19 +28,32 @@ def inspect(given: object, config: TeleportConfig) -> list[LayerReport]:
     """List every weight of what a user's function returned.
 
     Args:
-        given: ``(loss_fn, params, *batch)``, as ``nullport_jax.inspect`` takes them.
+        given: As for :func:`graph`.
         config: Settings of the teleport.
 
     Raises:
-        TypeError: If ``given`` is anything else.
+        TypeError: As :func:`graph`.
         ValueError: As ``nullport_jax.inspect``.
+    """
+    return core.inspect(graph(given), config)
+
+
+def graph(given: object) -> JaxGraph:
+    """Make a graph of what a user's function returned.
+
+    Args:
+        given: ``(loss_fn, params, *batch)``, as ``nullport_jax.inspect`` takes them.
+
+    Raises:
+        TypeError: If ``given`` is anything else.
+        ValueError: If the loss is no scalar float, or no parameter is used by a linear map.
     """
     if not isinstance(given, tuple) or len(given) < 2 or not callable(given[0]):
         msg = f"returned a {type(given).__name__}, expected (loss_fn, params, *batch): a function "
         msg += "of the parameters and the batch that returns the loss, and its arguments"
         raise TypeError(msg)
     loss_fn, params, *batch = given
-    return _api.inspect(loss_fn, params, *batch, config=config)
+    return JaxGraph(loss_fn, params, batch)
 
 
 def trainer(*args: Any) -> Any:
@@ -49,4 +63,4 @@ def trainer(*args: Any) -> Any:
     return JaxTrainer(*args)
 
 
-BACKEND = Backend("jax", versions, devices, inspect, trainer)
+BACKEND = Backend("jax", versions, devices, inspect, trainer, graph=graph)

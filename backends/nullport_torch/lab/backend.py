@@ -6,10 +6,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
+import nullport as core
 from nullport import LayerReport, TeleportConfig
 from nullport.lab.backends import Backend
-from nullport_torch import _api
+from nullport_torch._graph import TorchGraph
 from nullport_torch.lab.baselines import NAMES
 
 
@@ -28,22 +30,37 @@ def inspect(given: object, config: TeleportConfig) -> list[LayerReport]:
     """List every weight of what a user's function returned.
 
     Args:
-        given: A model and a closure over it, as ``nullport_torch.inspect`` takes them.
+        given: As for :func:`graph`.
         config: Settings of the teleport.
 
     Raises:
-        TypeError: If ``given`` is anything else.
+        TypeError: As :func:`graph`.
         ValueError: As ``nullport_torch.inspect``.
     """
-    expected = "(model, closure): a torch.nn.Module and a function that returns its loss"
-    if not isinstance(given, tuple) or len(given) != 2:
+    return core.inspect(graph(given), config)
+
+
+def graph(given: object) -> TorchGraph:
+    """Make a graph of what a user's function returned.
+
+    Args:
+        given: A model and a closure over it, as ``nullport_torch.inspect`` takes them, and the
+            optimizer that trains it, if any.
+
+    Raises:
+        TypeError: If ``given`` is anything else.
+    """
+    expected = "(model, closure): a torch.nn.Module and a function that returns its loss; then an "
+    expected += "optimizer, if you like"
+    if not isinstance(given, tuple) or len(given) not in (2, 3):
         msg = f"returned {_describe(given)}, expected {expected}"
         raise TypeError(msg)
-    model, closure = given
-    if not isinstance(model, nn.Module) or not callable(closure):
-        msg = f"returned ({_describe(model)}, {_describe(closure)}), expected {expected}"
+    model, closure, *rest = given
+    fits = isinstance(model, nn.Module) and callable(closure)
+    if not fits or not all(isinstance(optimizer, Optimizer) for optimizer in rest):
+        msg = f"returned ({', '.join(map(_describe, given))}), expected {expected}"
         raise TypeError(msg)
-    return _api.inspect(model, closure, config=config)
+    return TorchGraph(model, closure, optimizer=rest[0] if rest else None)
 
 
 def trainer(*args: Any) -> Any:
@@ -58,4 +75,4 @@ def _describe(value: object) -> str:
     return f"a {kind} of {len(value)}" if isinstance(value, tuple) else kind
 
 
-BACKEND = Backend("torch", versions, devices, inspect, trainer, NAMES)
+BACKEND = Backend("torch", versions, devices, inspect, trainer, NAMES, graph)

@@ -1,4 +1,4 @@
-"""The command line: ``nullport compare``, ``suite``, ``inspect`` and ``doctor``.
+"""The command line: ``nullport compare``, ``suite``, ``inspect``, ``diagnose``, ``doctor``.
 
 One module per command, each with ``add`` (its options) and ``run`` (what it does). Options that
 mirror a record of settings are made from the record (:mod:`nullport.lab.cli.options`).
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import NoReturn
 
-from nullport.lab.cli import compare, doctor, inspect, suite
+from nullport.lab.cli import compare, diagnose, doctor, inspect, suite
 from nullport.lab.cli.errors import UsageError
 from nullport.lab.compare.extras import MissingExtra
 
@@ -52,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     root = _Parser(prog="nullport", description="Teleport the weights of neural networks.")
     root.add_argument("--version", action="version", version=f"nullport {version('nullport')}")
     commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (compare, suite, inspect, doctor):
+    for command in (compare, suite, inspect, diagnose, doctor):
         name = command.__name__.rpartition(".")[2]
         summary = (command.__doc__ or "").partition("\n")[0]
         sub = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)

@@ -1,6 +1,7 @@
 """Train the same network with and without teleports, on equal compute.
 
-Writes a table to the terminal, and a picture and all numbers to files.
+Beside them the baseline at other learning rates, and from a better initialisation: what else could
+be done. Writes a table to the terminal, and a picture and all numbers to files.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ import argparse
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,15 @@ from nullport import TeleportConfig
 from nullport.lab.backends import Backend
 from nullport.lab.cli.errors import UsageError, backend_or_error
 from nullport.lab.cli.options import add_options, given
-from nullport.lab.compare import MissingData, Results, Settings, check, load_task
+from nullport.lab.compare import (
+    MissingData,
+    Results,
+    Settings,
+    check,
+    load_task,
+    neighbours,
+    run_neighbours,
+)
 from nullport.lab.compare import run as compare
 from nullport.lab.compare.extras import require
 from nullport.lab.compare.loop import ARMS
@@ -33,6 +43,13 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="DIR", default=".", help="where to write [default: .]")
     parser.add_argument("--backend", metavar="NAME", default="torch", help="[default: torch]")
     parser.add_argument("--quiet", action="store_true", help="print the paths only")
+    parser.add_argument(
+        "--neighbours",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="run the baseline also at a third, 3 and 10 times the learning rate, and from a "
+        "better initialisation [default: True]",
+    )
     add_options(parser, Settings, "training", skip=["teleport", "options"])
     add_options(parser, TeleportConfig, "teleports", "teleport_")
 
@@ -58,8 +75,12 @@ def run(arguments: argparse.Namespace) -> None:
     except (ValueError, MissingData) as error:
         raise UsageError(str(error)) from error
     try:
-        with bar(settings, quiet=arguments.quiet) as progress:
+        beside = list(neighbours(settings, task)) if arguments.neighbours else []
+        with bar(settings, beside, quiet=arguments.quiet) as progress:
             results = compare(settings, task, backend, progress)
+            if beside:
+                more = run_neighbours(settings, task, backend, progress)
+                results = replace(results, runs=(*results.runs, *more))
     except ValueError as error:  # as of a method that cannot take the network
         msg = f"{settings.method} on {task.name}, {settings.model}: {error}"
         raise UsageError(msg) from error
@@ -106,15 +127,24 @@ def write(results: Results, folder: Path, plot: Callable[[Results, Path], None])
 
 
 @contextlib.contextmanager
-def bar(settings: Settings, *, quiet: bool) -> Iterator[Progress]:
-    """Show a progress bar over all runs, on stderr, and yield the function that moves it."""
+def bar(settings: Settings, beside: Sequence[str], *, quiet: bool) -> Iterator[Progress]:
+    """Show a progress bar over all runs, on stderr, and yield the function that moves it.
+
+    Args:
+        settings: Settings of the comparison, both arms of which are run seed by seed.
+        beside: Arms that are run after them, one after the other.
+        quiet: Whether to show nothing.
+    """
     console: Any = require("rich.console").Console(stderr=True)
-    total = settings.budget * settings.seeds * len(ARMS)
+    seeds = range(settings.seeds)
+    order = [(arm, seed) for seed in seeds for arm in ARMS]
+    order += [(arm, seed) for arm in beside for seed in seeds]
+    total = settings.budget * len(order)
     with require("rich.progress").Progress(console=console, disable=quiet, transient=True) as shown:
         line = shown.add_task("", total=total)
 
         def progress(arm: str, seed: int, spent: float) -> None:
-            done = settings.budget * (seed * len(ARMS) + ARMS.index(arm)) + spent
+            done = settings.budget * order.index((arm, seed)) + spent
             shown.update(line, completed=done, description=f"seed {seed}, {arm}")
 
         yield progress

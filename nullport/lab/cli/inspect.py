@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,8 +10,8 @@ from typing import Any
 from nullport import LayerReport, TeleportConfig
 from nullport.lab.cli.errors import UsageError, backend_or_error
 from nullport.lab.cli.options import add_options, given
+from nullport.lab.cli.target import add_target, called
 from nullport.lab.compare.extras import require
-from nullport.lab.compare.named import BadTarget, named
 from nullport.lab.compare.results import plain
 from nullport.lab.compare.teleports import check_functions
 
@@ -30,14 +29,7 @@ COLUMNS: dict[str, Callable[[LayerReport], str]] = {
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
-    parser.add_argument(
-        "target",
-        metavar="FILE.py:FUNCTION",
-        help="a function without arguments that returns (model, closure); for JAX "
-        "(loss_fn, params, *batch), for NumPy and CuPy a graph",
-    )
-    parser.add_argument("--backend", metavar="NAME", default="torch", help="[default: torch]")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_target(parser)
     add_options(parser, TeleportConfig, "teleports", "teleport_")
 
 
@@ -55,17 +47,8 @@ def run(arguments: argparse.Namespace) -> None:
         check_functions(config)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    with contextlib.ExitStack() as stack:
-        try:
-            function = stack.enter_context(named(arguments.target))
-        except BadTarget as error:
-            raise UsageError(str(error)) from error
-        returned = function()
-        try:
-            layers = backend.inspect(returned, config)
-        except (TypeError, ValueError) as error:
-            msg = f"{arguments.target}: {error}"
-            raise UsageError(msg) from error
+    with called(arguments.target) as returned:
+        layers = backend.inspect(returned, config)
     if arguments.json:
         print(json.dumps(plain([layer.as_dict() for layer in layers]), indent=1))
     else:

@@ -10,6 +10,8 @@ The parts, in reading order, none of which knows a framework:
 - :mod:`nullport.lab.compare.trainer`: what a backend supplies (:class:`Trainer`).
 - :mod:`nullport.lab.compare.loop`: :func:`run`, both arms of every seed on the same budget.
 - :mod:`nullport.lab.compare.training`: a single run, with its account of the compute spent.
+- :mod:`nullport.lab.compare.neighbours`: :func:`run_neighbours`, the baseline at other rates and
+  from a better initialisation, and :mod:`nullport.lab.compare.advice`: whether these do better.
 - :mod:`nullport.lab.compare.records` and :mod:`nullport.lab.compare.results`: what came out
   (:class:`Run`, :class:`Results`), and its statistics.
 - :mod:`nullport.lab.compare.plot` and :mod:`nullport.lab.compare.table`: showing it.
@@ -17,6 +19,7 @@ The parts, in reading order, none of which knows a framework:
 
 from nullport.lab.compare.files import MissingData
 from nullport.lab.compare.loop import check, run
+from nullport.lab.compare.neighbours import neighbours, run_neighbours
 from nullport.lab.compare.records import Run
 from nullport.lab.compare.results import Results
 from nullport.lab.compare.settings import Settings
@@ -34,5 +37,7 @@ __all__ = [
     "Trainer",
     "check",
     "load_task",
+    "neighbours",
     "run",
+    "run_neighbours",
 ]

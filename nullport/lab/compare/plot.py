@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,16 @@ from nullport.lab.compare.results import Results
 from nullport.lab.compare.task import Array
 
 COLOURS = {"baseline": "0.35", "teleport": "tab:orange"}
+OTHERS = ("tab:blue", "tab:green", "tab:purple", "tab:red")
+"""Colours of neighbours, in their order."""
+
 AXES = {"spent": "compute spent, in gradients of a batch", "seconds": "seconds"}
 
 
 def plot(results: Results, path: str | Path) -> None:
     """Draw both panels, per arm the mean over seeds within the range over seeds, into a PNG file.
+
+    Neighbours of the comparison are broken lines.
 
     Raises:
         MissingExtra: If matplotlib is not installed.
@@ -27,8 +33,10 @@ def plot(results: Results, path: str | Path) -> None:
     figure = require("matplotlib.figure").Figure(figsize=(10, 4), layout="constrained", dpi=120)
     panels = figure.subplots(1, 2, sharey=True)
     for axes, (axis, label) in zip(panels, AXES.items(), strict=True):
+        others = (arm for arm in results.arms() if arm not in COLOURS)
+        colours = {**COLOURS, **dict(zip(others, cycle(OTHERS), strict=False))}
         for arm in results.arms():
-            _draw(axes, arm, results.of(arm), axis)
+            _draw(axes, arm, results.of(arm), axis, colours[arm])
         axes.set_xlabel(label)
         axes.grid(alpha=0.3)
     if all(point.loss > 0 for run in results.runs for point in run.curve):
@@ -43,13 +51,12 @@ def plot(results: Results, path: str | Path) -> None:
     figure.savefig(path)
 
 
-def _draw(axes: Any, arm: str, runs: Sequence[Run], axis: str) -> None:
+def _draw(axes: Any, arm: str, runs: Sequence[Run], axis: str, colour: str) -> None:
     grid, losses = curves(runs, axis)
-    label = arm if arm == "baseline" else "with teleports"
-    axes.plot(grid, losses.mean(axis=0), color=COLOURS.get(arm), label=label)
-    axes.fill_between(
-        grid, losses.min(axis=0), losses.max(axis=0), color=COLOURS.get(arm), alpha=0.2, lw=0
-    )
+    label = "with teleports" if arm == "teleport" else arm
+    style = "-" if arm in COLOURS else "--"
+    axes.plot(grid, losses.mean(axis=0), style, color=colour, label=label)
+    axes.fill_between(grid, losses.min(axis=0), losses.max(axis=0), color=colour, alpha=0.2, lw=0)
 
 
 def curves(runs: Sequence[Run], axis: str, points: int = 200) -> tuple[Array, Array]:

@@ -34,7 +34,7 @@ class Run:
     """One training run.
 
     Attributes:
-        arm: ``"baseline"`` or ``"teleport"``.
+        arm: ``"baseline"``, ``"teleport"``, or what a neighbour changes, as ``"lr 0.3"``.
         seed: Seed of the initialisation and of the batches.
         steps: Training steps made.
         spent: Compute spent, in gradients of a training batch.

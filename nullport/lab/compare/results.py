@@ -63,11 +63,16 @@ class Results:
         values = {arm: _measure(self.of(arm)) for arm in self.arms()}
         table = {arm: {k: statistic(v) for k, v in m.items()} for arm, m in values.items()}
         if {"baseline", "teleport"} <= values.keys():
-            table["difference"] = {
-                name: statistic(b - a for a, b in zip(base, values["teleport"][name], strict=True))
-                for name, base in values["baseline"].items()
-            }
+            table["difference"] = self.difference("baseline")
         return table
+
+    def difference(self, arm: str) -> dict[str, Statistic]:
+        """Return the statistics of teleport minus another arm within each seed, per metric."""
+        theirs, ours = _measure(self.of(arm)), _measure(self.of("teleport"))
+        return {
+            name: statistic(b - a for a, b in zip(base, ours[name], strict=True))
+            for name, base in theirs.items()
+        }
 
     def as_dict(self) -> dict[str, Any]:
         """Return settings, versions, summary and runs for JSON; numbers that are none are None."""
