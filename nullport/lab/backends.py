@@ -22,6 +22,8 @@ class Backend:
             returned and a configuration.
         trainer: Makes the training loop of ``nullport compare``, or None if there is none.
         methods: Names of other teleports than nullport's that the trainer can make.
+        only: Values of settings that its built-in networks have, by name of the setting, where
+            these are not all.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Backend:
     inspect: Callable[..., Any]
     trainer: Callable[..., Any] | None = field(default=None)
     methods: tuple[str, ...] = ()
+    only: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def _claims() -> dict[str, list[EntryPoint]]:

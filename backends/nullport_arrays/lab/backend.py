@@ -67,7 +67,19 @@ def _cupy_devices() -> list[str]:
         return []
 
 
+ONLY = {
+    "model": ("mlp", "cnn", "transformer"),
+    "init": ("default", "he"),
+    "norm": ("pre",),
+}
+"""What of the settings their networks have."""
+
 NUMPY = Backend(
-    "numpy", lambda: {"numpy": np.__version__}, lambda: ["cpu"], inspect, _trainer(_on_host)
+    "numpy",
+    lambda: {"numpy": np.__version__},
+    lambda: ["cpu"],
+    inspect,
+    _trainer(_on_host),
+    only=ONLY,
 )
-CUPY = Backend("cupy", _cupy_versions, _cupy_devices, inspect, _trainer(_on_gpu))
+CUPY = Backend("cupy", _cupy_versions, _cupy_devices, inspect, _trainer(_on_gpu), only=ONLY)

@@ -49,4 +49,7 @@ def trainer(*args: Any) -> Any:
     return JaxTrainer(*args)
 
 
-BACKEND = Backend("jax", versions, devices, inspect, trainer)
+ONLY = {"model": ("mlp", "cnn", "transformer"), "init": ("default", "he"), "norm": ("pre",)}
+"""What of the settings its networks have."""
+
+BACKEND = Backend("jax", versions, devices, inspect, trainer, only=ONLY)
