@@ -15,7 +15,7 @@ from nullport.lab.cli.errors import UsageError, backend_or_error
 from nullport.lab.compare import MissingData
 from nullport.lab.compare.extras import require
 
-PRESETS = ("quick", "full")
+PRESETS = ("quick", "full", "stuck")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +25,13 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--preset",
         metavar="|".join(PRESETS),
         help="a grid that comes with nullport: quick needs no datasets and a few minutes, full is "
-        "that of the published experiments",
+        "that of the published experiments, stuck that of networks on plateaus",
+    )
+    parser.add_argument(
+        "--cells",
+        metavar="PATTERN",
+        nargs="+",
+        help="only cells whose label (their task, where they have none) fits a pattern",
     )
     parser.add_argument("--data", metavar="DIR", help="folder of the datasets [NULLPORT_DATA]")
     parser.add_argument(
@@ -63,6 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
         path = source(arguments)
         declared = Grid.read(path)
         grid = declared.within(backend.methods)
+        grid = grid.matching(arguments.cells) if arguments.cells else grid
         for name in declared.methods.keys() - grid.methods.keys():
             print(f"left out: {name}, which {backend.name} does not have", file=sys.stderr)
         runs = Path(arguments.runs or f"{path.stem}.jsonl")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from nullport.lab.suite import tuned_parts
+from nullport.lab.suite import arms, tuned_parts
 from nullport.lab.suite.checks import BASELINE
 from nullport.lab.suite.grid import Grid
 from nullport.lab.suite.markdown import median_text, percent, table
@@ -41,6 +41,7 @@ def page(grid: Grid, records: Sequence[Mapping[str, Any]], shown: Mapping[str, s
         return "No cell has all its runs yet.\n"
     parts = ["# Every method at its own best rate", _head(grid, known), _explained(grid, found)]
     parts += ["## Methods", _notes(grid), _methods(found)]
+    parts += arms.parts(grid, known)
     schedules = list(dict.fromkeys(c.name[2] for c in found))
     if len(schedules) > 1:
         for schedule in schedules:
