@@ -15,7 +15,7 @@ from nullport.lab.cli.suite import PRESETS
 from nullport.lab.compare import TASKS, Settings, load_task
 from nullport.lab.suite import sensitivity, tuning
 from nullport.lab.suite.checks import BASELINE
-from nullport.lab.suite.grid import Grid, applies
+from nullport.lab.suite.grid import Grid, Job, applies
 
 PUBLISHED = ("quick", "full")
 """Those that ask for sensitivity and connectivity too."""
@@ -36,9 +36,14 @@ def test_every_preset_is_one_that_the_command_names() -> None:
 def test_a_preset_uses_all_that_it_declares(name: str) -> None:
     declared = preset(name)
     assert declared.tune is not None
-    tried = list(tuning.trials(declared))
+    tried = [
+        Job(method, settings, 0)
+        for cell, method in declared.pairs()
+        for settings in declared.trials(cell, method)
+    ]
     assert {job.method for job in tried} == {BASELINE, *declared.methods}
-    assert all(isinstance(cell["lr"], list) and len(cell["lr"]) > 2 for cell in declared.cells)
+    tuned = [isinstance(cell["lr"], list) and len(cell["lr"]) > 2 for cell in declared.cells]
+    assert all(tuned) == (name != "paper")
     assert next(iter(declared.methods)) == "nullport"
     for section in (declared.sensitivity, declared.connectivity):
         if name in PUBLISHED:
@@ -141,7 +146,7 @@ def test_patterns_of_sensitivity_fit_its_cells(name: str) -> None:
     [
         ([], "invalid grid: None and preset None; allowed: one of them"),
         (["a.toml", "--preset", "quick"], "invalid grid: 'a.toml' and preset 'quick'; allowed"),
-        (["--preset", "nope"], "invalid preset: 'nope'; allowed: quick, full, stuck"),
+        (["--preset", "nope"], "invalid preset: 'nope'; allowed: quick, full, stuck, paper"),
         (["--preset", "quick", "--processes", "0"], "invalid processes: 0; allowed: an integer"),
         (["--preset", "quick", "--backend", "tf"], "unknown backend 'tf'; available: "),
         (
@@ -161,3 +166,18 @@ def test_errors_of_the_command_name_what_is_allowed(
     assert captured.out == ""
     assert message in captured.err
     assert captured.err.count("\n") == 1
+
+
+def test_the_paper_grid_has_one_rate_for_all_arms_of_a_cell() -> None:
+    declared = preset("paper")
+    assert {(c["task"], c["optimizer"]) for c in declared.cells} == {
+        (task, optimizer)
+        for task in ("mnist", "cifar10", "ett", "shakespeare")
+        for optimizer in ("sgd", "momentum", "adagrad", "adam")
+    }
+    assert not list(tuning.trials(declared))
+    assert {cell["schedule"] for cell in declared.cells} == {"constant"}
+    found = tuning.choices(declared, {})
+    assert len(found) == len(list(declared.pairs()))
+    for cell in declared.cells:
+        assert len({c.settings.lr for c in found if c.cell is cell}) == 1

@@ -15,7 +15,7 @@ from nullport.lab.cli.errors import UsageError, backend_or_error
 from nullport.lab.compare import MissingData
 from nullport.lab.compare.extras import require
 
-PRESETS = ("quick", "full", "stuck")
+PRESETS = ("quick", "full", "stuck", "paper")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +25,8 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--preset",
         metavar="|".join(PRESETS),
         help="a grid that comes with nullport: quick needs no datasets and a few minutes, full is "
-        "that of the published experiments, stuck that of networks on plateaus",
+        "that of the published experiments, stuck that of networks on plateaus, paper those of "
+        "Wu et al. (2025) in their protocol",
     )
     parser.add_argument(
         "--cells",
