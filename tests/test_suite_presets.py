@@ -96,6 +96,12 @@ def test_the_torch_backend_has_every_method(name: str) -> None:
         assert set(declared.within(load_backend("numpy").methods).methods) == {"nullport", "paper"}
 
 
+def test_other_backends_leave_out_the_initialisations_they_lack() -> None:
+    adapter = load_backend("numpy")
+    kept = preset("stuck").within(adapter.methods, adapter.only)
+    assert set(kept.methods) == {"nullport", "he", "no projection"}
+
+
 def test_the_stuck_grid_has_its_networks_and_rivals() -> None:
     declared = preset("stuck")
     by_label = {cell["label"]: cell for cell in declared.cells}

@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
     try:
         path = source(arguments)
         declared = Grid.read(path)
-        grid = declared.within(backend.methods)
+        grid = declared.within(backend.methods, backend.only)
         grid = grid.matching(arguments.cells) if arguments.cells else grid
         for name in declared.methods.keys() - grid.methods.keys():
             print(f"left out: {name}, which {backend.name} does not have", file=sys.stderr)

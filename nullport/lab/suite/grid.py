@@ -147,17 +147,25 @@ class Grid:
             _ = grid.varied
         return grid
 
-    def within(self, methods: Sequence[str]) -> Grid:
+    def within(
+        self, methods: Sequence[str], only: Mapping[str, Sequence[str]] | None = None
+    ) -> Grid:
         """Return the grid without what no backend with these methods can run.
 
         Args:
             methods: Methods besides nullport's.
+            only: Values of settings that it has, by name, where these are not all.
 
         Raises:
             ValueError: If nothing is left.
         """
         known = {NULLPORT, NONE, *methods}
-        kept = {k: v for k, v in self.methods.items() if v.get("method", NULLPORT) in known}
+        lists = {"method": known, **(only or {})}
+        kept = {
+            name: entry
+            for name, entry in self.methods.items()
+            if all(entry[k] in values for k, values in lists.items() if k in entry)
+        }
         if not kept:
             msg = f"invalid grid: only {', '.join(self.methods)}; allowed with this backend: "
             raise ValueError(msg + "methods of " + ", ".join(sorted(known)))
