@@ -231,11 +231,11 @@ class Extended:
         ),
         (
             "compare --method slp",
-            "invalid method for torch: 'slp'; allowed: 'nullport', 'symmetry'",
+            "invalid method for torch: 'slp'; allowed: 'nullport', 'none', 'symmetry'",
         ),
         ("compare --at 0", "invalid at: 0; allowed: an integer of at least 1"),
         ("compare --no-bias --model cnn", "invalid bias: False for a cnn; allowed: True, or"),
-        ("compare --activation tanh", "invalid value: 'tanh'; allowed: 'relu', 'gelu', 'leaky"),
+        ("compare --activation elu", "invalid value: 'elu'; allowed: 'relu', 'gelu', 'leaky"),
         ("compare --batch 1438", "invalid batch: 1438; allowed: at most the 1437"),
         ("compare --device tpu", "invalid device: 'tpu'; allowed: 'cpu'"),
         ("compare --backend tf", "unknown backend 'tf'; available: "),

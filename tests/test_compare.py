@@ -244,11 +244,11 @@ def test_settings_and_results_pickle(toy: Task, recorder: Backend) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"model": "rnn"}, "invalid model: 'rnn'; allowed: 'mlp', 'cnn', 'transformer'"),
+        ({"model": "rnn"}, "invalid model: 'rnn'; allowed: 'mlp', 'cnn', 'vgg', 'auto"),
         ({"optimizer": "lion"}, "invalid optimizer: 'lion'; allowed: 'sgd', 'momentum'"),
         ({"schedule": "linear"}, "invalid schedule: 'linear'; allowed: 'constant', 'cosine'"),
         ({"init": "glorot"}, "invalid init: 'glorot'; allowed: 'default', 'he'"),
-        ({"activation": "tanh"}, "invalid activation: 'tanh'; allowed: 'relu', 'gelu'"),
+        ({"activation": "elu"}, "invalid activation: 'elu'; allowed: 'relu', 'gelu'"),
         ({"seeds": 0}, "invalid seeds: 0; allowed: an integer of at least 1"),
         ({"budget": 2.5}, "invalid budget: 2.5; allowed: an integer"),
         ({"threads": 0}, "invalid threads: 0; allowed: an integer of at least 1"),
@@ -265,7 +265,7 @@ def test_settings_name_what_is_wrong(given: dict[str, Any], message: str) -> Non
 
 def test_settings_must_fit_task_and_backend(toy: Task, recorder: Backend) -> None:
     for given, message in (
-        ({"model": "cnn"}, "invalid model for toy: 'cnn'; allowed: 'mlp', 'transformer'"),
+        ({"model": "cnn"}, "invalid model for toy: 'cnn'; allowed: 'mlp', 'autoencoder', 't"),
         ({"batch": 41}, "invalid batch: 41; allowed: at most the 40 training samples of toy"),
         ({"device": "tpu"}, "invalid device: 'tpu'; allowed: 'cpu'"),
     ):

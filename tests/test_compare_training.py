@@ -44,13 +44,14 @@ def losses(one: Run) -> list[tuple[float, int, float]]:
 
 
 @pytest.mark.parametrize(
-    "method", ["nullport", "symmetry", "level_set", "random", "matched_rate", "literal"]
+    "method", ["nullport", "none", "symmetry", "level_set", "random", "matched_rate", "literal"]
 )
 def test_a_method_that_never_teleports_is_the_baseline(
     digits: Task, torch: Backend, method: str
 ) -> None:
     """Same initial weights, batches, budget and learning rates: same losses, to the last bit."""
-    settings = small(method=method, at=NEVER, activation="leaky_relu", bias=False)
+    at = (2, 4) if method == "none" else NEVER
+    settings = small(method=method, at=at, activation="leaky_relu", bias=False)
     check(settings, digits, torch)
     one, other = (trained(torch, digits, settings, arm=arm) for arm in ("baseline", "teleport"))
     assert losses(one) == losses(other)
@@ -157,7 +158,7 @@ def test_evaluations_take_one_sample_in_so_many(digits: Task) -> None:
     [
         ({"bias": False, "model": "cnn"}, "invalid bias: False for a cnn; allowed: True, or model"),
         ({"options": {"rate": 1.0}}, "invalid options: {'rate': 1.0}; allowed with method 'nul"),
-        ({"activation": "tanh"}, "invalid activation: 'tanh'; allowed: 'relu', 'gelu', 'leaky_re"),
+        ({"activation": "elu"}, "invalid activation: 'elu'; allowed: 'relu', 'gelu', 'leaky_re"),
         ({"judge": "nobody"}, "invalid judge: 'nobody'; allowed: 'another', 'same', 'several'"),
         ({"at": (0,)}, "invalid at: 0; allowed: an integer of at least 1"),
         ({"captured": 0}, "invalid captured: 0; allowed: 'batch' or an integer of at least 1"),
@@ -170,7 +171,7 @@ def test_settings_name_what_is_wrong(given: dict[str, Any], message: str) -> Non
 
 def test_methods_are_those_of_the_backend() -> None:
     check(small(method="random"), task(), backend())
-    message = "invalid method for toy: 'symmetry'; allowed: 'nullport', 'random'"
+    message = "invalid method for toy: 'symmetry'; allowed: 'nullport', 'none', 'random'"
     with pytest.raises(ValueError, match=message):
         check(small(method="symmetry"), task(), backend())
 

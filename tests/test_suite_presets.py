@@ -8,13 +8,19 @@ from pathlib import Path
 
 import pytest
 
+from nullport import TeleportConfig
 from nullport.lab.backends import load_backend
 from nullport.lab.cli import main
 from nullport.lab.cli.suite import PRESETS
 from nullport.lab.compare import TASKS, Settings, load_task
 from nullport.lab.suite import sensitivity, tuning
 from nullport.lab.suite.checks import BASELINE
-from nullport.lab.suite.grid import Grid, applies
+from nullport.lab.suite.grid import Grid, Job, applies
+
+PUBLISHED = ("quick", "full")
+"""Those that ask for sensitivity and connectivity too."""
+
+INITS = ("he", "xavier", "orthogonal", "lsuv")
 
 
 def preset(name: str) -> Grid:
@@ -30,12 +36,20 @@ def test_every_preset_is_one_that_the_command_names() -> None:
 def test_a_preset_uses_all_that_it_declares(name: str) -> None:
     declared = preset(name)
     assert declared.tune is not None
-    tried = list(tuning.trials(declared))
+    tried = [
+        Job(method, settings, 0)
+        for cell, method in declared.pairs()
+        for settings in declared.trials(cell, method)
+    ]
     assert {job.method for job in tried} == {BASELINE, *declared.methods}
-    assert all(isinstance(cell["lr"], list) and len(cell["lr"]) > 2 for cell in declared.cells)
+    tuned = [isinstance(cell["lr"], list) and len(cell["lr"]) > 2 for cell in declared.cells]
+    assert all(tuned) == (name != "paper")
     assert next(iter(declared.methods)) == "nullport"
     for section in (declared.sensitivity, declared.connectivity):
-        assert section is not None
+        if name in PUBLISHED:
+            assert section is not None
+        if section is None:
+            continue
         assert any(applies(section, cell) for cell in declared.cells)
     # None of its runs repeats another: every cell differs from every other.
     keys = [job.key for job in tried]
@@ -78,10 +92,43 @@ def test_the_torch_backend_has_every_method(name: str) -> None:
     pytest.importorskip("torch")
     declared = preset(name)
     assert declared.within(load_backend("torch").methods).methods == declared.methods
-    assert set(declared.within(load_backend("numpy").methods).methods) == {"nullport", "paper"}
+    if name in PUBLISHED:
+        assert set(declared.within(load_backend("numpy").methods).methods) == {"nullport", "paper"}
 
 
-@pytest.mark.parametrize("name", PRESETS)
+def test_other_backends_leave_out_the_initialisations_they_lack() -> None:
+    adapter = load_backend("numpy")
+    kept = preset("stuck").within(adapter.methods, adapter.only)
+    assert set(kept.methods) == {"nullport", "he", "no projection"}
+
+
+def test_the_stuck_grid_has_its_networks_and_rivals() -> None:
+    declared = preset("stuck")
+    by_label = {cell["label"]: cell for cell in declared.cells}
+    kinds = {(c["task"], c.get("model", "mlp"), c.get("activation", "relu"), c.get("depth"))
+             for c in declared.cells}  # fmt: skip
+    mlps = {("digits", d) for d in (10, 20, 30)} | {("mnist", d) for d in (10, 20, 30)}
+    assert {(task, "mlp", "relu", depth) for task, depth in mlps} < kinds
+    assert {("mnist", "mlp", "tanh", 20), ("mnist", "mlp", "sigmoid", 5)} < kinds
+    assert {("cifar10", "vgg", "relu", 8), ("mnist_autoencoder", "mlp", "relu", None)} < kinds
+    assert by_label["Shakespeare, post-LN transformer of 8 blocks"]["norm"] == "post"
+    for label in by_label:
+        mine = [cell for cell in declared.cells if cell["label"] == label]
+        assert {cell["optimizer"] for cell in mine} == {"momentum", "adam"}
+    for cell in declared.cells:
+        assert cell["seeds"] >= 5
+        assert len(cell["lr"]) >= 4
+        arms = {m: declared.trials(cell, m)[0] for c, m in declared.pairs() if c is cell}
+        assert {BASELINE, "nullport", "orthogonal", "lsuv"} < set(arms)
+        assert ("he" in arms) != ("xavier" in arms)
+        assert all(arms[m].method == "none" for m in arms if arms[m].init != "default")
+        assert arms["nullport"].teleport == TeleportConfig()
+        assert arms["nullport"].init == arms[BASELINE].init == "default"
+    [control] = {m for _, m in declared.pairs()} - {BASELINE, "nullport", *INITS}
+    assert control == "no projection"
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_patterns_of_sensitivity_fit_its_cells(name: str) -> None:
     declared = preset(name)
     section = declared.sensitivity
@@ -105,7 +152,7 @@ def test_patterns_of_sensitivity_fit_its_cells(name: str) -> None:
     [
         ([], "invalid grid: None and preset None; allowed: one of them"),
         (["a.toml", "--preset", "quick"], "invalid grid: 'a.toml' and preset 'quick'; allowed"),
-        (["--preset", "nope"], "invalid preset: 'nope'; allowed: quick, full"),
+        (["--preset", "nope"], "invalid preset: 'nope'; allowed: quick, full, stuck, paper"),
         (["--preset", "quick", "--processes", "0"], "invalid processes: 0; allowed: an integer"),
         (["--preset", "quick", "--backend", "tf"], "unknown backend 'tf'; available: "),
         (
@@ -125,3 +172,18 @@ def test_errors_of_the_command_name_what_is_allowed(
     assert captured.out == ""
     assert message in captured.err
     assert captured.err.count("\n") == 1
+
+
+def test_the_paper_grid_has_one_rate_for_all_arms_of_a_cell() -> None:
+    declared = preset("paper")
+    assert {(c["task"], c["optimizer"]) for c in declared.cells} == {
+        (task, optimizer)
+        for task in ("mnist", "cifar10", "ett", "shakespeare")
+        for optimizer in ("sgd", "momentum", "adagrad", "adam")
+    }
+    assert not list(tuning.trials(declared))
+    assert {cell["schedule"] for cell in declared.cells} == {"constant"}
+    found = tuning.choices(declared, {})
+    assert len(found) == len(list(declared.pairs()))
+    for cell in declared.cells:
+        assert len({c.settings.lr for c in found if c.cell is cell}) == 1

@@ -114,6 +114,8 @@ def test_every_field_is_varied() -> None:
         "look_ahead",
         "others",
         "sharpness",
+        "amplify",
+        "renew",
         "weight_norm",
     }
     assert varied["projection"] == {"threshold", "none"}

@@ -26,6 +26,8 @@ class Backend:
         methods: Names of other teleports than nullport's that the trainer can make.
         graph: Makes a :class:`nullport.network.LayerGraph` of what the user's function returned,
             or None if there is none.
+        only: Values of settings that its built-in networks have, by name of the setting, where
+            these are not all.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Backend:
     trainer: Callable[..., Any] | None = field(default=None)
     methods: tuple[str, ...] = ()
     graph: Callable[[object], LayerGraph] | None = field(default=None)
+    only: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def _claims() -> dict[str, list[EntryPoint]]:

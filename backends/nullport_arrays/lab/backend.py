@@ -79,6 +79,13 @@ def _cupy_devices() -> list[str]:
         return []
 
 
+ONLY = {
+    "model": ("mlp", "cnn", "transformer"),
+    "init": ("default", "he"),
+    "norm": ("pre",),
+}
+"""What of the settings their networks have."""
+
 NUMPY = Backend(
     "numpy",
     lambda: {"numpy": np.__version__},
@@ -86,5 +93,8 @@ NUMPY = Backend(
     inspect,
     _trainer(_on_host),
     graph=graph,
+    only=ONLY,
 )
-CUPY = Backend("cupy", _cupy_versions, _cupy_devices, inspect, _trainer(_on_gpu), graph=graph)
+CUPY = Backend(
+    "cupy", _cupy_versions, _cupy_devices, inspect, _trainer(_on_gpu), graph=graph, only=ONLY
+)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import prod
+from typing import cast
 
 from nullport.lab.compare import Settings, Task
 from nullport_arrays.layers import (
@@ -27,13 +28,18 @@ from nullport_arrays.layers import (
     ReLU,
     Residual,
     Sequential,
+    Sigmoid,
+    Tanh,
 )
 from nullport_arrays.layers._compose import check_layer
+from nullport_arrays.layers._init import Init
 
 ACTIVATIONS: dict[str, Callable[[], Layer]] = {
     "relu": ReLU,
     "gelu": GELU,
     "leaky_relu": lambda: LeakyReLU(0.1),
+    "tanh": Tanh,
+    "sigmoid": Sigmoid,
 }
 
 HEAD = 16
@@ -58,10 +64,15 @@ def mlp(task: Task, settings: Settings) -> Layer:
     layers: list[Layer] = [Flatten()]
     size = prod(task.shape)
     for _ in range(settings.depth):
-        dense = Dense(size, settings.width, settings.bias, settings.init)
+        dense = Dense(size, settings.width, settings.bias, init_of(settings))
         layers += [dense, activation(settings)]
         size = settings.width
-    return Sequential(*layers, Dense(size, task.outputs, settings.bias, settings.init))
+    return Sequential(*layers, Dense(size, task.outputs, settings.bias, init_of(settings)))
+
+
+def init_of(settings: Settings) -> Init:
+    """Return the initialisation: one that the layers have, as the backend says which."""
+    return cast("Init", settings.init)
 
 
 def activation(settings: Settings) -> Layer:
@@ -78,18 +89,21 @@ def cnn(task: Task, settings: Settings) -> Layer:
     layers: list[Layer] = []
     for i in range(settings.depth):
         grown = settings.width * (1 if i == 0 else 2)
-        layers += [Conv2d(channels, grown, 3, padding=1, init=settings.init), activation(settings)]
+        layers += [
+            Conv2d(channels, grown, 3, padding=1, init=init_of(settings)),
+            activation(settings),
+        ]
         channels = grown
         if min(height, width) > 1:
             layers.append(MaxPool2d(2))
             height, width = height // 2, width // 2
-    head = Dense(channels * height * width, task.outputs, init=settings.init)
+    head = Dense(channels * height * width, task.outputs, init=init_of(settings))
     return Sequential(*layers, Flatten(), head)
 
 
 def transformer(task: Task, settings: Settings) -> Layer:
     """Make a pre-LN transformer over tokens (causal) or over parts of the input."""
-    width, language, init = settings.width, task.form == "tokens", settings.init
+    width, language, init = settings.width, task.form == "tokens", init_of(settings)
     features = prod(task.shape[1:])
     embed: list[Layer] = (
         [Embedding(task.outputs, width)]
@@ -104,7 +118,7 @@ def transformer(task: Task, settings: Settings) -> Layer:
 
 def _block(settings: Settings, *, causal: bool) -> Layer:
     """Return a block: attend, then transform every step."""
-    width, init = settings.width, settings.init
+    width, init = settings.width, init_of(settings)
     heads = width // HEAD if width % HEAD == 0 else 1
     attend = Sequential(LayerNorm(width), Attention(width, heads, causal=causal))
     grow, shrink = Dense(width, 4 * width, init=init), Dense(4 * width, width, init=init)

@@ -63,4 +63,7 @@ def trainer(*args: Any) -> Any:
     return JaxTrainer(*args)
 
 
-BACKEND = Backend("jax", versions, devices, inspect, trainer, graph=graph)
+ONLY = {"model": ("mlp", "cnn", "transformer"), "init": ("default", "he"), "norm": ("pre",)}
+"""What of the settings its networks have."""
+
+BACKEND = Backend("jax", versions, devices, inspect, trainer, graph=graph, only=ONLY)

@@ -1,11 +1,11 @@
-"""The networks of ``nullport compare``: a perceptron, a convolutional network, a transformer.
+"""The networks of ``nullport compare``: perceptrons, convolutional networks, a transformer.
 
 Inputs come as :class:`nullport.lab.compare.Task` has them, features last.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 
 import torch
@@ -13,12 +13,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nullport.lab.compare import Settings, Task
+from nullport_torch.lab.inits import initialise
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "gelu": nn.GELU,
     "leaky_relu": lambda: nn.LeakyReLU(0.1),
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
 }
+
+STAGES = (1, 2, 4, 8, 8)
+"""Channels of a VGG's stages, relative to the first; each ends by halving the image."""
+
+CODE = 30
+"""Size of an autoencoder's code."""
 
 HEAD = 16
 """Size of an attention head, or of the only one where the width is no multiple of it."""
@@ -36,29 +45,33 @@ def build(task: Task, settings: Settings) -> nn.Module:
             msg = f"{task.name}: build returned a {type(own).__name__}; allowed: a torch.nn.Module"
             raise TypeError(msg)
         return own
-    model = {"mlp": mlp, "cnn": cnn, "transformer": Transformer}[settings.model](task, settings)
-    if settings.init == "he":
-        he_normal(model)
+    model = MODELS[settings.model](task, settings)
+    initialise(model, task, settings)
     return model
-
-
-def he_normal(model: nn.Module) -> None:
-    """Initialise linear and convolution layers as He et al. (2015) do, biases to zero."""
-    for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
 
 
 def mlp(task: Task, settings: Settings) -> nn.Sequential:
     """Make a perceptron of ``depth`` hidden layers: (n, ...) -> (n, outputs)."""
+    return _perceptron(task, settings, [settings.width] * settings.depth)
+
+
+def autoencoder(task: Task, settings: Settings) -> nn.Sequential:
+    """Make ``depth`` layers that halve from ``width`` on, a code, and the same back.
+
+    With the width 1000 it is that of Hinton and Salakhutdinov (2006), but for the activation.
+    """
+    halving = [max(settings.width >> i, 1) for i in range(settings.depth)]
+    return _perceptron(task, settings, [*halving, CODE, *reversed(halving)])
+
+
+def _perceptron(task: Task, settings: Settings, hidden: Sequence[int]) -> nn.Sequential:
+    """Make a perceptron with these hidden layers."""
     layers: list[nn.Module] = [nn.Flatten()]
     size = prod(task.shape)
-    for _ in range(settings.depth):
-        linear = nn.Linear(size, settings.width, bias=settings.bias)
+    for width in hidden:
+        linear = nn.Linear(size, width, bias=settings.bias)
         layers += [linear, ACTIVATIONS[settings.activation]()]
-        size = settings.width
+        size = width
     return nn.Sequential(*layers, nn.Linear(size, task.outputs, bias=settings.bias))
 
 
@@ -87,12 +100,32 @@ def cnn(task: Task, settings: Settings) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * height * width, task.outputs))
 
 
-class Block(nn.Module):
-    """A pre-LN transformer block: (n, steps, width) -> (n, steps, width)."""
+def vgg(task: Task, settings: Settings) -> nn.Sequential:
+    """Make ``depth`` convolutions of 3 by 3 in five stages, as Simonyan and Zisserman (2015) do.
 
-    def __init__(self, width: int, activation: str, *, causal: bool) -> None:
+    There is no normalisation. Depths 8, 10 and 13 have the convolutions of VGG-11, 13 and 16; later
+    stages get what is left of others: (n, h, w, c) -> (n, outputs).
+    """
+    height, width, channels = task.shape
+    layers: list[nn.Module] = [ChannelsFirst()]
+    for i, factor in enumerate(STAGES):
+        for _ in range((settings.depth + i) // len(STAGES)):
+            grown = settings.width * factor
+            layers += [nn.Conv2d(channels, grown, 3, padding=1), ACTIVATIONS[settings.activation]()]
+            channels = grown
+        if min(height, width) > 1:
+            layers.append(nn.MaxPool2d(2))
+            height, width = height // 2, width // 2
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * height * width, task.outputs))
+
+
+class Block(nn.Module):
+    """A transformer block, pre-LN or post-LN: (n, steps, width) -> (n, steps, width)."""
+
+    def __init__(self, width: int, activation: str, *, causal: bool, post: bool = False) -> None:
         """Make the layers."""
         super().__init__()
+        self.post = post
         self.heads = width // HEAD if width % HEAD == 0 else 1
         self.causal = causal
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
@@ -104,6 +137,10 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend, then transform every step."""
+        if self.post:
+            x = self.norm1(x + self.project(self._attend(x)))
+            grown: Tensor = self.norm2(x + self.shrink(self.activation(self.grow(x))))
+            return grown
         x = x + self.project(self._attend(self.norm1(x)))
         hidden: Tensor = self.shrink(self.activation(self.grow(self.norm2(x))))
         return x + hidden
@@ -128,6 +165,7 @@ class Transformer(nn.Module):
         """Make the layers; embedding and head are two separate weights."""
         super().__init__()
         width, self.language = settings.width, task.form == "tokens"
+        post = settings.norm == "post"
         self.embed: nn.Module = (
             nn.Embedding(task.outputs, width)
             if self.language
@@ -136,11 +174,11 @@ class Transformer(nn.Module):
         self.position = nn.Parameter(0.02 * torch.randn(task.shape[0], width))
         self.blocks = nn.Sequential(
             *(
-                Block(width, settings.activation, causal=self.language)
+                Block(width, settings.activation, causal=self.language, post=post)
                 for _ in range(settings.depth)
             )
         )
-        self.norm = nn.LayerNorm(width)
+        self.norm: nn.Module = nn.Identity() if post else nn.LayerNorm(width)
         self.head = nn.Linear(width, task.outputs)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -150,3 +188,13 @@ class Transformer(nn.Module):
         x = self.norm(self.blocks(self.embed(x) + self.position))
         outputs: Tensor = self.head(x if self.language else x.mean(1))
         return outputs
+
+
+MODELS: dict[str, Callable[[Task, Settings], nn.Module]] = {
+    "mlp": mlp,
+    "cnn": cnn,
+    "vgg": vgg,
+    "autoencoder": autoencoder,
+    "transformer": Transformer,
+}
+"""The networks by name."""

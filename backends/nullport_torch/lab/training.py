@@ -14,6 +14,7 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
 
 from nullport import Rule, TeleportReport
 from nullport.lab.compare import Settings, Task
+from nullport.lab.compare.settings import NONE, NULLPORT
 from nullport.lab.compare.task import Array, Batch
 from nullport.network import GRADIENT
 from nullport_torch._teleporter import Teleporter
@@ -73,7 +74,7 @@ class TorchTrainer:
             config=settings.teleport,
         )
         self._turns: Turns | None = None
-        if settings.method != "nullport":
+        if settings.method not in (NULLPORT, NONE):
             rule = Rule.parse(settings.every, settings.budget)
             self._turns = Turns(settings.method, dict(settings.options), rule, seed)
 

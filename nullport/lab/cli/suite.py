@@ -15,7 +15,7 @@ from nullport.lab.cli.errors import UsageError, backend_or_error
 from nullport.lab.compare import MissingData
 from nullport.lab.compare.extras import require
 
-PRESETS = ("quick", "full")
+PRESETS = ("quick", "full", "stuck", "paper")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +25,14 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--preset",
         metavar="|".join(PRESETS),
         help="a grid that comes with nullport: quick needs no datasets and a few minutes, full is "
-        "that of the published experiments",
+        "that of the published experiments, stuck that of networks on plateaus, paper those of "
+        "Wu et al. (2025) in their protocol",
+    )
+    parser.add_argument(
+        "--cells",
+        metavar="PATTERN",
+        nargs="+",
+        help="only cells whose label (their task, where they have none) fits a pattern",
     )
     parser.add_argument("--data", metavar="DIR", help="folder of the datasets [NULLPORT_DATA]")
     parser.add_argument(
@@ -62,7 +69,8 @@ def run(arguments: argparse.Namespace) -> None:
     try:
         path = source(arguments)
         declared = Grid.read(path)
-        grid = declared.within(backend.methods)
+        grid = declared.within(backend.methods, backend.only)
+        grid = grid.matching(arguments.cells) if arguments.cells else grid
         for name in declared.methods.keys() - grid.methods.keys():
             print(f"left out: {name}, which {backend.name} does not have", file=sys.stderr)
         runs = Path(arguments.runs or f"{path.stem}.jsonl")

@@ -1,4 +1,4 @@
-"""Tasks of classification: images of ten things."""
+"""Tasks of images: ten things to be told apart, or pixels to be returned."""
 
 from __future__ import annotations
 
@@ -37,6 +37,13 @@ def mnist(data: str | Path | None = None) -> Task:
     """Handwritten digits of 28 by 28 pixels, 60,000 to train on."""
     x, y, valid_x, valid_y = map(read_idx, MNIST.find(data))
     return _images("mnist", x[..., None], y, valid_x[..., None], valid_y)
+
+
+def mnist_autoencoder(data: str | Path | None = None) -> Task:
+    """The same digits as pixels, which are to be returned: a regression onto the inputs."""
+    images = mnist(data)
+    x, valid_x = (a.reshape(len(a), -1) for a in (images.inputs, images.valid_inputs))
+    return Task("mnist_autoencoder", "regression", x.shape[1], x, x, valid_x, valid_x)
 
 
 CIFAR10 = Source(

@@ -12,7 +12,7 @@ from itertools import islice
 
 from nullport.lab.backends import Backend
 from nullport.lab.compare.results import Results
-from nullport.lab.compare.settings import NULLPORT, Settings
+from nullport.lab.compare.settings import NONE, NULLPORT, Settings
 from nullport.lab.compare.task import Task
 from nullport.lab.compare.teleports import check_functions
 from nullport.lab.compare.trainer import Trainer
@@ -25,6 +25,8 @@ ARMS = ("baseline", "teleport")
 _FITS = {
     "mlp": ("vector", "sequence", "image"),
     "cnn": ("image",),
+    "vgg": ("image",),
+    "autoencoder": ("vector", "sequence", "image"),
     "transformer": ("vector", "sequence", "image", "tokens"),
 }
 """Forms of input that each model takes."""
@@ -67,7 +69,7 @@ def check(settings: Settings, task: Task, backend: Backend) -> None:
     if backend.trainer is None:
         msg = f"invalid backend: {backend.name!r}; allowed: one with a training loop"
         raise ValueError(msg)
-    known = (NULLPORT, *backend.methods)
+    known = (NULLPORT, NONE, *backend.methods)
     if settings.method not in known:
         msg = f"invalid method for {backend.name}: {settings.method!r}; allowed: "
         raise ValueError(msg + ", ".join(map(repr, known)))
@@ -75,6 +77,10 @@ def check(settings: Settings, task: Task, backend: Backend) -> None:
         allowed = ", ".join(repr(model) for model, forms in _FITS.items() if task.form in forms)
         msg = f"invalid model for {task.name}: {settings.model!r}; allowed: {allowed}"
         raise ValueError(msg)
+    for name, values in backend.only.items():
+        if (value := getattr(settings, name)) not in values and task.build is None:
+            msg = f"invalid {name} for {backend.name}: {value!r}; allowed: "
+            raise ValueError(msg + ", ".join(map(repr, values)))
     if settings.batch > len(task.inputs):
         msg = (
             f"invalid batch: {settings.batch}; allowed: at most the {len(task.inputs)} training "

@@ -9,15 +9,22 @@ from typing import Any, Literal, get_args
 
 from nullport import TeleportConfig
 
-ModelName = Literal["mlp", "cnn", "transformer"]
+ModelName = Literal["mlp", "cnn", "vgg", "autoencoder", "transformer"]
 OptimizerName = Literal["sgd", "momentum", "adagrad", "adam", "adamw"]
 ScheduleName = Literal["constant", "cosine"]
-InitName = Literal["default", "he"]
-ActivationName = Literal["relu", "gelu", "leaky_relu"]
+InitName = Literal["default", "he", "xavier", "orthogonal", "lsuv"]
+ActivationName = Literal["relu", "gelu", "leaky_relu", "tanh", "sigmoid"]
+NormName = Literal["pre", "post"]
 JudgeName = Literal["another", "same", "several"]
 
 NULLPORT = "nullport"
 """The method that is nullport's own."""
+
+NONE = "none"
+"""The method of those that do not teleport, as another initialisation does not."""
+
+AUTOENCODER = "mnist_autoencoder"
+"""The task of images that are to be returned."""
 
 TEXTS = ("shakespeare", "wikitext")
 """Tasks that are text, which no MLP takes."""
@@ -34,6 +41,8 @@ LEARNING_RATES: dict[str, float] = {
 SIZES: dict[str, dict[str, int]] = {
     "mlp": {"width": 256, "depth": 3},
     "cnn": {"width": 16, "depth": 2},
+    "vgg": {"width": 8, "depth": 8},
+    "autoencoder": {"width": 400, "depth": 3},
     "transformer": {"width": 64, "depth": 2},
 }
 """Size of each model where none is given."""
@@ -44,6 +53,7 @@ _CHOICES: dict[str, Any] = {
     "schedule": ScheduleName,
     "init": InitName,
     "activation": ActivationName,
+    "norm": NormName,
     "judge": JudgeName,
 }
 
@@ -53,19 +63,26 @@ class Settings:
     """Settings of a comparison. :meth:`make` fills in what depends on the task and the model.
 
     Attributes:
-        task: Name of the task: digits (the default), diabetes, mnist, cifar10, ett, housing,
-            shakespeare or wikitext; or MODULE:FUNCTION (FILE.py:FUNCTION), a function that returns
-            a task of your own.
-        model: Kind of network: by default a transformer for text, else an MLP. CNNs need images;
-            MLPs take anything but text. A task with a network of its own has that.
+        task: Name of the task: digits (the default), diabetes, mnist, mnist_autoencoder, cifar10,
+            ett, housing, shakespeare or wikitext; or MODULE:FUNCTION (FILE.py:FUNCTION), a
+            function that returns a task of your own.
+        model: Kind of network: by default a transformer for text, an autoencoder for the task of
+            that name, else an MLP. CNNs and VGGs need images; MLPs and autoencoders take anything
+            but text. A task with a network of its own has that.
         optimizer: What trains the network in both arms; by default sgd.
         lr: Learning rate at the start of the schedule; the default depends on the optimizer.
-        width: Hidden units, channels of the first convolution, or size of the embedding; the
-            default depends on the model.
-        depth: Hidden layers, convolutions, or transformer blocks; the default depends on the model.
+        width: Hidden units (of the widest layer of an autoencoder), channels of the first
+            convolution, or size of the embedding; the default depends on the model.
+        depth: Hidden layers (of an autoencoder: before its code), convolutions, or transformer
+            blocks; the default depends on the model.
         schedule: How the learning rate goes with the compute spent.
-        init: Initialisation: the framework's own, or He's normal one with zero biases.
+        init: Initialisation: the framework's own; or with zero biases that of He et al. (2015), of
+            Glorot and Bengio (2010, xavier), orthogonal (Saxe et al., 2014), or orthogonal and
+            then scaled, layer by layer, to outputs of unit variance on a batch (lsuv; Mishkin and
+            Matas, 2016).
         activation: Nonlinearity of the network; leaky_relu has slope 0.1.
+        norm: Where the blocks of a transformer normalise: before each of their two parts, or
+            after adding it (post-LN).
         bias: Whether the layers of an MLP have biases.
         seeds: Number of seeds; each gives an initialisation and an order of batches to both arms.
         budget: Compute of every run, in gradients of a training batch.
@@ -80,7 +97,7 @@ class Settings:
         device: Where to train, as the backend names it.
         threads: Threads that a CPU computes with. More make large networks faster, and seconds
             less comparable where other work is going on.
-        method: What teleports: nullport, or another method that the backend knows.
+        method: What teleports: nullport, another method that the backend knows, or none.
         options: Settings of such a method, as pairs of name and value.
         teleport: Settings of nullport's teleports.
 
@@ -97,6 +114,7 @@ class Settings:
     schedule: ScheduleName = "cosine"
     init: InitName = "default"
     activation: ActivationName = "relu"
+    norm: NormName = "pre"
     bias: bool = True
     seeds: int = 3
     budget: int = 1000
@@ -124,7 +142,8 @@ class Settings:
         >>> Settings.make(model="cnn").lr
         0.1
         """
-        model = given.get("model", "transformer" if task in TEXTS else "mlp")
+        usual = {AUTOENCODER: "autoencoder", **dict.fromkeys(TEXTS, "transformer")}
+        model = given.get("model", usual.get(task, "mlp"))
         optimizer = given.get("optimizer", "sgd")
         rate = LEARNING_RATES.get(optimizer, math.nan)
         sizes = SIZES.get(model, SIZES["mlp"])
@@ -149,13 +168,15 @@ class Settings:
             _check_count("at", step)
         pairs = self.options.items() if isinstance(self.options, Mapping) else self.options
         object.__setattr__(self, "options", tuple((str(k), v) for k, v in pairs))
-        if self.options and self.method == NULLPORT:
-            msg = f"invalid options: {dict(self.options)!r}; allowed with method 'nullport': none, "
-            msg += "its settings are those of teleport"
-            raise ValueError(msg)
+        if self.options and self.method in (NULLPORT, NONE):
+            msg = f"invalid options: {dict(self.options)!r}; allowed with method {self.method!r}: "
+            raise ValueError(msg + "none, its settings are those of teleport")
         if not self.bias and self.model != "mlp":
             msg = f"invalid bias: False for a {self.model}; allowed: True, or model 'mlp'"
             raise ValueError(msg)
+        if self.norm != "pre" and self.model != "transformer":
+            msg = f"invalid norm: {self.norm!r} for a {self.model}; allowed: 'pre', or model "
+            raise ValueError(msg + "'transformer'")
         if not isinstance(self.lr, int | float) or not 0 < self.lr < math.inf:
             msg = f"invalid lr: {self.lr!r}; allowed: a finite number above 0"
             raise ValueError(msg)

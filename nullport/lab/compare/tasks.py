@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from nullport.lab.compare.images import cifar10, digits, mnist
+from nullport.lab.compare.images import cifar10, digits, mnist, mnist_autoencoder
 from nullport.lab.compare.named import BadTarget, named
 from nullport.lab.compare.tables import diabetes, ett, housing
 from nullport.lab.compare.task import Task
@@ -47,6 +47,7 @@ TASKS: dict[str, Callable[[str | Path | None], Task]] = {
     "digits": digits,
     "diabetes": diabetes,
     "mnist": mnist,
+    "mnist_autoencoder": mnist_autoencoder,
     "cifar10": cifar10,
     "ett": ett,
     "housing": housing,

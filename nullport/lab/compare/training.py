@@ -17,7 +17,7 @@ import numpy as np
 from nullport import TeleportReport
 from nullport.lab.compare.records import Point, Run, Teleport
 from nullport.lab.compare.results import plain
-from nullport.lab.compare.settings import NULLPORT, Settings
+from nullport.lab.compare.settings import NONE, NULLPORT, Settings
 from nullport.lab.compare.task import Array, Batch, Task
 from nullport.lab.compare.trainer import Trainer
 from nullport.network import FORWARD, GRADIENT
@@ -99,7 +99,8 @@ class Training:
         for batch in batches(self.task, self.settings.batch, self.seed):
             # Set once for a teleport and the step after it, which is the one it prepares.
             self.trainer.set_lr(learning_rate(self.settings, self.spent))
-            if self.arm == "teleport" and self._affordable(1 + self._dearest):
+            teleports = self.arm == "teleport" and self.settings.method != NONE
+            if teleports and self._affordable(1 + self._dearest):
                 self._teleport(batch, before)
             if not self._affordable(1) or not self._step(batch):
                 break

@@ -27,6 +27,10 @@ teleport = { objective = "own.py:objective", projection = "own.py:gains" }
 method = "symmetry"               # lists in ``options`` and ``teleport`` are tuned with the rate
 options = { rate = [0.01, 0.1] }
 
+[methods.he]                      # no teleports: what else a user could do
+method = "none"
+init = "he"
+
 [sensitivity]                     # one field of the default TeleportConfig at a time
 only = { task = ["mnist"] }
 
@@ -38,6 +42,7 @@ Without ``[tune]`` every rate is a cell of its own, and its methods are compared
 
 from __future__ import annotations
 
+import fnmatch
 import itertools
 import json
 import sys
@@ -48,7 +53,7 @@ from typing import Any
 
 from nullport.lab.compare import Settings
 from nullport.lab.compare.extras import require
-from nullport.lab.compare.settings import NULLPORT
+from nullport.lab.compare.settings import NONE, NULLPORT
 from nullport.lab.compare.teleports import as_text, from_text
 from nullport.lab.suite.checks import BASELINE, check
 
@@ -83,13 +88,14 @@ class Job:
 
     @property
     def arm(self) -> str:
-        """``"baseline"`` or ``"teleport"``."""
-        return BASELINE if self.method == BASELINE else "teleport"
+        """``"baseline"`` where nothing teleports, else ``"teleport"``."""
+        still = self.method == BASELINE or self.settings.method == NONE
+        return BASELINE if still else "teleport"
 
     @property
     def key(self) -> str:
         """What the run's result depends on, as text: equal keys are equal runs."""
-        skip = {"seeds", *(_ARM if self.method == BASELINE else ())}
+        skip = {"seeds", *(_ARM if self.arm == BASELINE else ())}
         record = {k: v for k, v in plain_settings(self.settings).items() if k not in skip}
         return json.dumps([self.arm, self.seed, record], sort_keys=True)
 
@@ -141,21 +147,48 @@ class Grid:
             _ = grid.varied
         return grid
 
-    def within(self, methods: Sequence[str]) -> Grid:
+    def within(
+        self, methods: Sequence[str], only: Mapping[str, Sequence[str]] | None = None
+    ) -> Grid:
         """Return the grid without what no backend with these methods can run.
 
         Args:
             methods: Methods besides nullport's.
+            only: Values of settings that it has, by name, where these are not all.
 
         Raises:
             ValueError: If nothing is left.
         """
-        known = {NULLPORT, *methods}
-        kept = {k: v for k, v in self.methods.items() if v.get("method", NULLPORT) in known}
+        known = {NULLPORT, NONE, *methods}
+        lists = {"method": known, **(only or {})}
+        kept = {
+            name: entry
+            for name, entry in self.methods.items()
+            if all(entry[k] in values for k, values in lists.items() if k in entry)
+        }
         if not kept:
             msg = f"invalid grid: only {', '.join(self.methods)}; allowed with this backend: "
             raise ValueError(msg + "methods of " + ", ".join(sorted(known)))
         return replace(self, methods=kept)
+
+    def matching(self, patterns: Sequence[str]) -> Grid:
+        """Return the grid of the cells whose label, or else task, fits a shell-style pattern.
+
+        Raises:
+            ValueError: If a pattern fits no cell.
+        """
+        names = [str(cell.get("label", cell.get("task", "digits"))) for cell in self.cells]
+        for pattern in patterns:
+            if not fnmatch.filter(names, pattern):
+                msg = f"invalid cells: {pattern!r}; allowed: patterns of "
+                raise ValueError(msg + "; ".join(dict.fromkeys(names)))
+        pairs = zip(self.cells, names, strict=True)
+        return replace(
+            self,
+            cells=tuple(
+                cell for cell, name in pairs if any(fnmatch.fnmatchcase(name, p) for p in patterns)
+            ),
+        )
 
     @property
     def varied(self) -> str:

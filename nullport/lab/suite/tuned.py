@@ -122,8 +122,13 @@ def compared(
 
 
 def name_of(choice: Choice) -> Name:
-    """Return task with model, optimizer and schedule; a network out of the ordinary is named."""
+    """Return task with model, or the label of the cell, then optimizer and schedule.
+
+    A network out of the ordinary is named.
+    """
     s = choice.settings
+    if label := choice.cell.get("label"):
+        return str(label), s.optimizer, s.schedule
     model = s.model if s.activation == "relu" else f"{s.activation} {s.model}"
     return f"{s.task}, {model}", s.optimizer, s.schedule
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from nullport.lab.suite import tuned_parts
+from nullport.lab.suite import arms, tuned_parts
 from nullport.lab.suite.checks import BASELINE
 from nullport.lab.suite.grid import Grid
 from nullport.lab.suite.markdown import median_text, percent, table
@@ -18,9 +18,14 @@ from nullport.lab.suite.statistics import interval
 from nullport.lab.suite.tuned import AXES, Comparison, comparisons, name_of
 from nullport.lab.suite.tuning import Choice, Records, choices, loss, trials
 
-EXPLAINED = """\
+OWN_RATE = """\
 Every method has its own learning rate: the one of the same {rates} rates with the lowest training \
-loss at the end of a run on {trials} seed{s} that no result uses. A change is of a loss, relative \
+loss at the end of a run on {trials} seed{s} that no result uses."""
+
+SAME_RATE = "All methods of a cell have the same learning rate, given in the last table."
+
+EXPLAINED = """\
+{rated} A change is of a loss, relative \
 to the run without teleports from the same initial weights, on the same batches, of the same \
 compute; negative is better. Compute is counted in gradients of a training batch, and teleports \
 are charged for theirs. A cell's change is the median over {seeds} seeds; brackets hold 95 % \
@@ -39,8 +44,11 @@ def page(grid: Grid, records: Sequence[Mapping[str, Any]], shown: Mapping[str, s
     found = comparisons(grid, known)
     if not found:
         return "No cell has all its runs yet.\n"
-    parts = ["# Every method at its own best rate", _head(grid, known), _explained(grid, found)]
+    tuned = any(job for job in trials(grid))
+    title = "# Every method at its own best rate" if tuned else "# Every method at the same rate"
+    parts = [title, _head(grid, known), _explained(grid, found)]
     parts += ["## Methods", _notes(grid), _methods(found)]
+    parts += arms.parts(grid, known)
     schedules = list(dict.fromkeys(c.name[2] for c in found))
     if len(schedules) > 1:
         for schedule in schedules:
@@ -75,12 +83,9 @@ def _explained(grid: Grid, found: Sequence[Comparison]) -> str:
     count = int(grid.tune.get("seeds", 1))
     rates = sorted({len(c["lr"]) for c in grid.cells if isinstance(c.get("lr"), list)})
     seeds = sorted({c.choice.settings.seeds for c in found})
-    return EXPLAINED.format(
-        rates=" or ".join(map(str, rates)) or "1",
-        trials=count,
-        s="s" * (count > 1),
-        seeds=" or ".join(map(str, seeds)),
-    )
+    own = OWN_RATE.format(rates=" or ".join(map(str, rates)), trials=count, s="s" * (count > 1))
+    rated = own if any(rate > 1 for rate in rates) else SAME_RATE
+    return EXPLAINED.format(rated=rated, seeds=" or ".join(map(str, seeds)))
 
 
 def _notes(grid: Grid) -> str:

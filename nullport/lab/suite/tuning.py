@@ -45,11 +45,12 @@ class Choice:
 
 
 def trials(grid: Grid) -> Iterator[Job]:
-    """Yield the runs that tuning needs."""
+    """Yield the runs that tuning needs: none where there is nothing to choose from."""
     assert grid.tune is not None
     for i in range(int(grid.tune.get("seeds", 1))):
         for cell, method in grid.pairs():
-            for settings in grid.trials(cell, method):
+            tried = grid.trials(cell, method)
+            for settings in tried if len(tried) > 1 else []:
                 yield Job(method, settings, FIRST + i)
 
 
@@ -60,6 +61,9 @@ def choices(grid: Grid, records: Records) -> list[Choice]:
     found = []
     for cell, method in grid.pairs():
         tried = grid.trials(cell, method)
+        if len(tried) == 1:
+            found.append(Choice(cell, method, tried[0], edge=False))
+            continue
         losses = [_median(method, settings, seeds, records) for settings in tried]
         known = [value for value in losses if value is not None]
         if len(known) < len(tried):
