@@ -41,6 +41,22 @@ def _merge(axes: Axes) -> Axes:
     return tuple(merged)
 
 
+class Index:
+    """Flat positions of elements that no strides describe; equal if all of them are."""
+
+    def __init__(self, at: npt.NDArray[np.int64]) -> None:
+        """Hold positions, shape (size,)."""
+        self.at = at
+
+    def __eq__(self, other: object) -> bool:
+        """Compare all positions."""
+        return isinstance(other, Index) and np.array_equal(self.at, other.at)
+
+    def __hash__(self) -> int:
+        """Hash all positions."""
+        return hash(self.at.tobytes())
+
+
 @dataclass(frozen=True)
 class Layout:
     """Elements of a parameter, seen as a stack of matrices (..., out, in).
@@ -50,17 +66,21 @@ class Layout:
         stack: (size, stride) of each leading axis.
         out: (size, stride) of each output axis, outermost first.
         inp: (size, stride) of each input axis, outermost first; empty for a bias.
+        index: Where every element of the storage that is described lives in the parameter's, if
+            it is not the parameter's own.
     """
 
     offset: int
     stack: Axes
     out: Axes
     inp: Axes
+    index: Index | None = None
 
     @property
-    def canonical(self) -> tuple[int, Axes, Axes, Axes]:
+    def canonical(self) -> tuple[int | Index, Axes, Axes, Axes]:
         """A form that is equal for two layouts of the same matrix."""
-        return self.offset, _merge(self.stack), _merge(self.out), _merge(self.inp)
+        start = self.offset if self.index is None else self.index
+        return start, _merge(self.stack), _merge(self.out), _merge(self.inp)
 
     @property
     def transposed(self) -> bool:
@@ -71,7 +91,7 @@ class Layout:
     @property
     def mT(self) -> Layout:  # noqa: N802
         """The layout of the transposed matrices."""
-        return Layout(self.offset, self.stack, self.inp, self.out)
+        return Layout(self.offset, self.stack, self.inp, self.out, self.index)
 
     @property
     def axes(self) -> Axes:
@@ -95,10 +115,12 @@ class Layout:
         positions = np.asarray([self.offset], dtype=np.int64)
         for size, stride in self.axes:
             positions = (positions[:, None] + np.arange(size) * stride).reshape(-1)
-        return positions
+        return positions if self.index is None else self.index.at[positions]
 
     def span(self) -> tuple[int, int]:
         """Return the first and last flat position."""
+        if self.index is not None:
+            return int(self.index.at.min()), int(self.index.at.max())
         return self.offset, self.offset + sum((size - 1) * stride for size, stride in self.axes)
 
     def overlaps(self, other: Layout) -> bool:
@@ -140,6 +162,8 @@ class Layout:
 
     def _box(self, size: int) -> _Box | None:
         """Return the layout as a slice of a reshaped parameter; None if strides do not nest."""
+        if self.index is not None:
+            return None
         axes = [axis for axis in self.axes if axis[0] > 1]
         ranked = sorted(range(len(axes)), key=lambda i: -axes[i][1])
         shape, slices, outer = [], [], size

@@ -43,6 +43,7 @@ from nullport._arrays import (
     traced,
     widen,
 )
+from nullport._linear import NotSeparable, Part, PartSite, parts, separated
 from nullport._sites import (
     Axes,
     DenseSite,
@@ -71,7 +72,10 @@ __all__ = [
     "Linearization",
     "LowRank",
     "Matrix",
+    "NotSeparable",
     "Parameter",
+    "Part",
+    "PartSite",
     "Receive",
     "Site",
     "TangentUnavailable",
@@ -88,9 +92,11 @@ __all__ = [
     "matrix",
     "namespace",
     "norm",
+    "parts",
     "place",
     "plain",
     "scaled",
+    "separated",
     "shifted",
     "traced",
     "widen",

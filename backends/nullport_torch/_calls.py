@@ -46,13 +46,26 @@ def _roles(x: str, w: str, y: str) -> tuple[str, str, str, str] | None:
 
 @dataclass(frozen=True)
 class Call:
-    """A linear map ``y = w(x) + b`` found in a function call."""
+    """A linear map ``y = scale w(x) + b`` found in a function call.
+
+    Attributes:
+        kind: Name of the function.
+        x: The input.
+        w: The weight.
+        b: What is added to the output, or None.
+        how: Which axes are what.
+        scale: What the product is multiplied by.
+        rows: Where the rows of ``x`` and of the output are sorted by the matrix they belong to:
+            per matrix its rows, padded by their number; shape (stack, samples).
+    """
 
     kind: str
     x: Tensor
     w: Tensor
     b: Tensor | None
     how: Contraction | Geometry
+    scale: float = 1.0
+    rows: Tensor | None = None
 
 
 Parser = Callable[[Sequence[Any], Mapping[str, Any]], "list[Call]"]

@@ -40,7 +40,7 @@ from nullport_torch._checks import (
 )
 from nullport_torch._conv import Geometry
 from nullport_torch._optimizer import step_of_copy
-from nullport_torch._recorder import Added, Recorder, Replacement
+from nullport_torch._recorder import Added, Recorder, Replacement, Route
 from nullport_torch._seen import Seen, site_of
 from nullport_torch._weights import Weights, strided
 
@@ -89,6 +89,7 @@ class TorchGraph(LayerGraph):
         self._half = False
         self._retained: tuple[Tensor, list[Seen], list[Use]] | None = None
         self._unseen: list[int] = []
+        self._route = Route()
         self._copies: dict[object, Tensor] = {}
         self._takes_gradients = False
         self._keep = keep and model is given and self._all_known()
@@ -141,6 +142,7 @@ class TorchGraph(LayerGraph):
         # A training step would also draw random numbers and update buffers.
         self._keep = self._keep and self._ambient.untouched()
         self._inputs = [(s.inputs.shape, weakref.ref(s.inputs)) for s in recorder.seen]
+        self._route = recorder.route
         self._half = any(seen.half for seen in recorder.seen)
         how = {"again": again, "checked": checked, "reused": False}
         return self._backward(loss, recorder.seen, recorder.uses, **how)
@@ -222,6 +224,8 @@ class TorchGraph(LayerGraph):
     def replay(self, v: Vector, step: Tensor, receive: Receive) -> None:
         """Run the forward pass at ``w + step v``."""
         scale = float(step)
+        apart = self._route.parted  # of these not the weight is applied, but what is made of it
+        v = [a.dense() if isinstance(a, LowRank) and i in apart else a for i, a in enumerate(v)]
         added = {i: a for i, a in enumerate(v) if isinstance(a, LowRank)}, scale
 
         def moved(index: int, p: Tensor, slot: int | None) -> Tensor:
@@ -300,7 +304,7 @@ class TorchGraph(LayerGraph):
         tracked = [(i, self._tensors[i]) for i in self._live]
 
         def run(*, grad: bool) -> Recorder:
-            recorder = Recorder(tracked, replace, checked, added)
+            recorder = Recorder(tracked, replace, checked, added, self._route)
             with self._ambient.forward(grad=grad), recorder:
                 self._closures["batch"]()
             return recorder

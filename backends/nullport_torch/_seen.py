@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from nullport.network import DenseSite, Layout, Site
+from nullport.network import DenseSite, Layout, Part, Site
 from nullport_torch import _conv
 from nullport_torch._calls import Call, Contraction
 from nullport_torch._conv import ConvSite, Geometry
@@ -25,22 +25,49 @@ class Seen:
     output_shape: torch.Size
     replayable: bool
     half: bool
+    part: Part | None = None
 
 
 def site_of(seen: Seen, gradient: Tensor | None) -> Site:
     """Join what was seen in the forward pass with the gradient of the site's output."""
-    call = seen.call
+    call, part = seen.call, seen.part
+    site: Site
     if isinstance(call.how, Geometry):
         batched = len(call.how.kernel) + 2
         if gradient is not None and gradient.ndim < batched:
             gradient = gradient[None]
         positions = seen.output_shape[-len(call.how.kernel) :].numel()
-        return ConvSite(call.kind, seen.inputs, gradient, seen.output_norm, call.how, positions)
+        site = ConvSite(call.kind, seen.inputs, gradient, seen.output_norm, call.how, positions)
+    else:
+        if gradient is not None:
+            gradient = _rows_of_output(call, gradient)
+        site = DenseSite(call.kind, seen.inputs, gradient, seen.output_norm)
+    return site if part is None or part.plain else part.site(site)
+
+
+def _rows_of_output(call: Call, out: Tensor) -> Tensor:
+    """Return an array shaped like the output of a dense call as rows."""
+    assert not isinstance(call.how, Geometry)
     roles = call.how.roles
     assert roles is not None  # only linear readings become sites
-    if gradient is not None:
-        gradient = as_rows(call.how, call.how.y, roles[2], gradient)
-    return DenseSite(call.kind, seen.inputs, gradient, seen.output_norm)
+    return as_rows(call.how, call.how.y, roles[2], _sorted(call, out))
+
+
+def _sorted(call: Call, tensor: Tensor) -> Tensor:
+    """Return rows by the matrix that they belong to, padded by zeros, where they are sorted so."""
+    if call.rows is None:
+        return tensor
+    padded = torch.cat([tensor, tensor.new_zeros((1, *tensor.shape[1:]))])
+    return padded[call.rows]
+
+
+def output_rows(call: Call, part: Part | None, out: Tensor) -> Tensor:
+    """Return what a part of the weight contributes to the output, in any shape."""
+    out = linear_part(call, out)
+    if part is None or part.plain or isinstance(call.how, Geometry):
+        return out
+    shown: Tensor = part.shown(_rows_of_output(call, out))
+    return shown
 
 
 def permuted(letters: str, order: str, tensor: Tensor) -> Tensor:
@@ -66,7 +93,7 @@ def site_inputs(call: Call) -> Tensor:
         return call.x if call.x.ndim == len(call.how.kernel) + 2 else call.x[None]
     roles = call.how.roles
     assert roles is not None  # only linear readings become sites
-    return as_rows(call.how, call.how.x, roles[3], call.x)
+    return as_rows(call.how, call.how.x, roles[3], _sorted(call, call.x))
 
 
 def _axes(tensor: Tensor, letters: str, which: str) -> tuple[tuple[int, int], ...]:

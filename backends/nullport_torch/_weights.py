@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from nullport.network import Change, Dense, Layout, LowRank
+from nullport.network import Change, Dense, Layout, LowRank, dense
 
 
 class Weights:
@@ -58,14 +58,32 @@ class Weights:
 
 
 def strided(tensor: Tensor, layout: Layout) -> Tensor:
-    """Return the elements that a layout names as a view, one axis for each of the layout's."""
+    """Return the elements that a layout names, one axis for each of the layout's.
+
+    A view, unless the layout names elements one by one.
+    """
+    if layout.index is not None:
+        where = torch.as_tensor(layout.elements(), device=tensor.device)
+        return storage(tensor).take(where).reshape([size for size, _ in layout.axes])
     sizes, strides = zip(*layout.axes, strict=True) if layout.axes else ((), ())
     return tensor.as_strided(sizes, strides, tensor.storage_offset() + layout.offset)
+
+
+def storage(tensor: Tensor) -> Tensor:
+    """Return all of a tensor's elements in the order of its storage, as a view."""
+    span = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+    return tensor.as_strided((span,), (1,), tensor.storage_offset())
 
 
 def _add(data: Tensor, change: Change) -> None:
     """Add a change in place; one in factors without forming it, where the layout allows."""
     delta = change.delta
+    if change.layout.index is not None:
+        where = torch.as_tensor(change.layout.elements(), device=data.device)
+        flat, delta = storage(data), dense(delta)
+        wide = torch.promote_types(data.dtype, delta.dtype)
+        flat[where] = (flat[where].to(wide) + delta.reshape(-1).to(wide)).to(data.dtype)
+        return
     _, stack, out, inp = change.layout.canonical
     if isinstance(delta, LowRank):
         plain = not stack and len(out) == len(inp) == 1 and delta.left.ndim == 2

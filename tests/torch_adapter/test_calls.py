@@ -240,8 +240,8 @@ CALLS = [
     Call("diagonal weight", lambda h, w, b: h * w.diagonal(), ""),
     Call("real view", lambda h, w, b: h @ w.real.mT, "matmul"),
     Call("squeezed weight", lambda h, w, b: h @ w.squeeze(), "matmul", (1, 9, 1, 9)),
-    Call("flipped weight", lambda h, w, b: h @ w.flip(0), ""),
-    Call("rolled weight", lambda h, w, b: h @ w.roll(1, 0), ""),
+    Call("flipped weight", lambda h, w, b: h @ w.flip(0), "matmul"),
+    Call("rolled weight", lambda h, w, b: h @ w.roll(1, 0), "matmul"),
     Call("narrowed weight", lambda h, w, b: h @ w.narrow(0, 2, 9), "matmul", (12, 9)),
     Call("strided weight", lambda h, w, b: h @ w[::2], "matmul", (18, 9)),
 ]

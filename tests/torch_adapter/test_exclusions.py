@@ -247,13 +247,6 @@ CASES = [
         {"layer.parametrizations.weight.original": "^used by softplus"},
     ),
     Case(
-        "spectral_norm",
-        layered(
-            lambda: parametrizations.spectral_norm(nn.Linear(9, 9)).eval(), lambda h, m: m.layer(h)
-        ),
-        {"layer.parametrizations.weight.original": "used by "},
-    ),
-    Case(
         "LSTM",
         layered(lambda: nn.LSTM(9, 9, batch_first=True), _recurrent),
         {"layer.weight_ih_l0": "^used by lstm", "layer.weight_hh_l0": "^used by lstm"},
@@ -322,18 +315,6 @@ CASES = [
         net(lambda h, m: (h @ m.w) * float(m.w.detach().numpy().mean())),
         {"w": "also used by"},
     ),
-    Case("mask", net(lambda h, m: h @ (m.w * torch.eye(9, dtype=h.dtype))), {"w": "^used by mul"}),
-    Case(
-        "gathered rows",
-        net(lambda h, m: h @ m.w[[2, 0, 1, 4, 3, 5, 6, 7, 8]]),
-        {"w": "^used by getitem"},
-    ),
-    Case(
-        "concatenated",
-        net(lambda h, m: F.linear(torch.cat([h, h], -1), torch.cat([m.w, m.w], 1))),
-        {"w": "^used by cat"},
-    ),
-    Case("expanded", net(lambda h, m: h @ m.w.expand(9, 9), (9, 1)), {"w": "used by"}, ()),
     Case(
         "overlapping windows",
         net(lambda h, m: h @ m.w.unfold(0, 9, 1), (17,)),
