@@ -19,7 +19,7 @@ joins its samples. A mask with any other pattern gives every output its own inpu
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
@@ -194,8 +194,16 @@ class Part:
         return self._joined(self.out.merged(delta, -1))
 
     def shown(self, y: Array) -> Array:
-        """Return the outputs (..., samples, out) of ``M`` that the weight takes part in."""
-        return self.out.take(self.stack.take(_stacked(y), 0), -1)
+        """Return the outputs (..., samples, out) of ``M`` that the weight takes part in.
+
+        Each once, and before it is scaled: as large as what :meth:`PartSite.apply` returns.
+        """
+        xp = array_namespace(y)
+        y = self.out.take(self.stack.take(_stacked(y), 0), -1)
+        if self.row is not None:
+            row = _cast(xp.matrix_transpose(self.row), y)
+            y = xp.where(row == 0, xp.zeros_like(y), y / xp.where(row == 0, 1 + 0 * row, row))
+        return y if self.out.ordered else _take(y, self.out.table[:, 0], -1)
 
     def _joined(self, x: Array) -> Array:
         """Join the samples of all matrices of ``M`` that are one matrix of the weight."""
@@ -205,12 +213,15 @@ class Part:
             x = xp.reshape(x, (x.shape[0], -1, x.shape[-1]))
         return x if self.layout.stack else xp.reshape(x, x.shape[1:])
 
-    def spread(self, weight: Array) -> Array:
-        """Return ``M`` (stack, out, in) for matrices (..., out, in) of the weight."""
+    def spread(self, weight: Array, *, scaled: bool = True) -> Array:
+        """Return ``M`` (stack, out, in) for matrices (..., out, in) of the weight.
+
+        Without the factors of its outputs, if it is not to be ``scaled``.
+        """
         m = array_namespace(weight).reshape(weight, tuple(pick.size for pick in self._picks))
         for axis, pick in enumerate(self._picks):
             m = pick.repeated(m, axis)
-        m = self._scaled(m)
+        m = self._scaled(m) if scaled else replace(self, row=None)._scaled(m)
         for axis, pick in enumerate(self._picks):
             m = pick.placed(m, axis)
         return m if self.stack.total > 1 else m[0, ...]
@@ -305,14 +316,17 @@ class PartSite:
             yield self.part.inputs(chunk)
 
     def apply(self, weight: Array, bias: Array | None = None) -> Array:
-        """Return ``X M^T + bias`` for other elements of the parameter, and 0 for all others."""
+        """Return ``X M^T + bias`` for other elements of the parameter, and 0 for all others.
+
+        Its outputs are not scaled: those of the weight, as for a :class:`DenseSite`.
+        """
         part = self.part
         if bias is not None:
             bias = array_namespace(bias).reshape(bias, (part.stack.size, part.out.size))
             bias = part.out.placed(part.out.repeated(bias, 1), 1)
             bias = part.stack.placed(part.stack.repeated(bias, 0), 0)
             bias = bias if part.stack.total > 1 else bias[0, ...]
-        return self.whole.apply(part.spread(weight), bias)
+        return self.whole.apply(part.spread(weight, scaled=False), bias)
 
     def weight_gradient(self, inputs: Array, probe: Array | None = None) -> Array:
         """Return the gradient at ``inputs``: (..., out, in), or (..., 1, in) with ``probe``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -45,6 +46,22 @@ def see_through(function: Any) -> Any:
         rebound.__kwdefaults__ = function.__kwdefaults__
         _REBOUND[function] = rebound
     return _REBOUND[function]
+
+
+def standard(func: Any) -> Any:
+    """Return the function of ``torch`` that an exported program calls by its operator."""
+    if isinstance(func, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
+        name = func.__name__.split(".")[0]
+        return getattr(torch, name, getattr(Tensor, name, func))
+    return func
+
+
+def in_turn(steps: Sequence[tuple[Any, tuple[Any, ...]]]) -> Any:
+    """Run functions one after the other, each on the result of the one before."""
+    (_, (result,)), *rest = steps
+    for function, (*before, operand) in rest:
+        result = function(*before, result, operand)
+    return result
 
 
 def plain(tensor: Tensor) -> bool:

@@ -39,6 +39,7 @@ from nullport_torch._checks import (
     unwrap,
 )
 from nullport_torch._conv import Geometry
+from nullport_torch._lengths import elsewhere, gradients_proper
 from nullport_torch._optimizer import step_of_copy
 from nullport_torch._recorder import Added, Recorder, Replacement, Route
 from nullport_torch._seen import Seen, site_of
@@ -143,6 +144,9 @@ class TorchGraph(LayerGraph):
         self._keep = self._keep and self._ambient.untouched()
         self._inputs = [(s.inputs.shape, weakref.ref(s.inputs)) for s in recorder.seen]
         self._route = recorder.route
+        self._weights.lengths = self._route.lengths
+        recorder.uses += elsewhere(self._route.lengths, recorder.uses)
+        self._keep = self._keep and not self._route.lengths  # gradients are none of a step's
         self._half = any(seen.half for seen in recorder.seen)
         how = {"again": again, "checked": checked, "reused": False}
         return self._backward(loss, recorder.seen, recorder.uses, **how)
@@ -341,7 +345,8 @@ class TorchGraph(LayerGraph):
         if self._optimizer is None:
             msg = "this objective reads the optimizer's step: pass optimizer="
             raise ValueError(msg)
-        by_id = {id(p): g for p, g in zip(self._tensors, gradients, strict=True)}
+        proper = gradients_proper(gradients, self._tensors, self._route.lengths)
+        by_id = {id(p): g for p, g in zip(self._tensors, proper, strict=True)}
         moved = step_of_copy(self._optimizer, by_id)
         return [moved.get(id(p)) for p in self._tensors]
 

@@ -40,14 +40,19 @@ from nullport_torch._functions import (
     METADATA,
     composite,
     in_place,
+    in_turn,
     name_of,
     offset,
     plain,
     see_through,
+    standard,
 )
+from nullport_torch._lengths import REASON, Length, ratio
 from nullport_torch._parts import bias_of, parts_of
+from nullport_torch._products import pairwise
 from nullport_torch._seen import (
     Seen,
+    along_outputs,
     bias_layout,
     output_rows,
     permuted,
@@ -92,11 +97,13 @@ class Route:
         parts: By linear map, the parts of its weight; None where that is a parameter as it is.
         copies: By function that might be followed, the parameters of its outputs, or None.
         scaled: Whether a weight is scaled by something computed from weights, which has a tangent.
+        lengths: Weights given by direction and length.
     """
 
     parts: list[list[Part] | None] = field(default_factory=list)
     copies: list[frozenset[int] | None] = field(default_factory=list)
     scaled: bool = False
+    lengths: list[Length] = field(default_factory=list)
 
     @property
     def parted(self) -> set[int]:
@@ -201,6 +208,8 @@ class Recorder(TorchFunctionMode):
             raise BackwardCalled
         if not any(self._parameters_of(a) for a in tensors((args, kwargs))):
             return self._untouched(func, args, kwargs)
+        if func is torch._weight_norm and self._has_length(*args[:2]):
+            return self._normed(*args)
         if self._replace is not None:
             if getattr(func, "__name__", "") == "__get__" and not isinstance(
                 func(*args, **kwargs), Tensor
@@ -209,11 +218,15 @@ class Recorder(TorchFunctionMode):
             if func in _DIRECT:
                 args = [self._direct(a, slot) for slot, a in enumerate(args)]
             args, kwargs = self._replaced(args), self._replaced(kwargs)
-        parser = PARSERS.get(func)
+        parser = PARSERS.get(standard(func))
         call = None if parser is None else self._linear(parser(args, kwargs))
         if call is None and parser is None and composite(func):
             with self:
                 return see_through(func)(*args, **kwargs)
+        steps = None if call is not None else pairwise(func, args)
+        if steps is not None:  # a product of several weights: each is a site of its own
+            with self:
+                return in_turn(steps)
         out = func(*args, **kwargs)
         if call is not None:
             self._site(call, out, args, kwargs)
@@ -227,11 +240,33 @@ class Recorder(TorchFunctionMode):
                 return see_through(func)(*args, **kwargs)
         return func(*args, **kwargs)
 
+    def _has_length(self, direction: Tensor, length: Tensor) -> bool:
+        """Tell whether both are parameters as they are, so that the length can follow."""
+        mine = self._parameters.values()
+        return all(any(t is p for p in mine) for t in (direction, length))
+
+    def _normed(self, direction: Tensor, length: Tensor, dim: int = 0) -> Tensor:
+        """Return ``direction * length / |direction|`` with the ratio of the lengths held.
+
+        The parameters are those at which the pass was recorded, whatever replaces them. When the
+        direction has moved, its length is adapted, so that the ratio is what it was.
+        """
+        held = ratio(direction, length, dim)
+        v, g = (self.origin(t) for t in (direction, length))
+        assert v is not None  # has been asked
+        assert g is not None
+        if self._receive is None:
+            self.route.lengths.append(Length(v.parameter, g.parameter, dim))
+            self.uses.append(Use(g.parameter, reason=REASON))
+        with self:
+            return torch.mul(direction, held)
+
     def _linear(self, readings: list[Call]) -> Call | None:
         """Return the reading whose weight, and only whose weight, is a parameter."""
         for call in readings:
-            if not self._parameters_of(call.w) or self.origin(call.x) is not None:
+            if not self._parameters_of(call.w) or any(self.origin(x) for x in call.given()):
                 continue
+            call = call.complete()
             if not (plain(call.x) and plain(call.w)):
                 continue
             repeated = any(
@@ -302,7 +337,7 @@ class Recorder(TorchFunctionMode):
         if part is None and weight is not None:
             layout = weight_layout(call, offset(call.w) - weight.offset)
             self.uses.append(Use(weight.parameter, index, "weight", layout))
-            if bias is not None and call.b is not None and call.b.ndim == 1:
+            if bias is not None and call.b is not None and along_outputs(call):
                 layout = bias_layout(call, call.b, offset(call.b) - bias.offset)
                 self.uses.append(Use(bias.parameter, index, "bias", layout))
                 return

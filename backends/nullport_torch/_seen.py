@@ -46,8 +46,11 @@ def site_of(seen: Seen, gradient: Tensor | None) -> Site:
 
 
 def _rows_of_output(call: Call, out: Tensor) -> Tensor:
-    """Return an array shaped like the output of a dense call as rows."""
-    assert not isinstance(call.how, Geometry)
+    """Return an array shaped like the output of a call as rows, with groups as a stack."""
+    if isinstance(call.how, Geometry):
+        batched = out if out.ndim == len(call.how.kernel) + 2 else out[None]
+        split: Tensor = batched.unflatten(1, (call.how.groups, -1)).movedim((1, 2), (0, -1))
+        return split.flatten(1, -2)
     roles = call.how.roles
     assert roles is not None  # only linear readings become sites
     return as_rows(call.how, call.how.y, roles[2], _sorted(call, out))
@@ -64,7 +67,7 @@ def _sorted(call: Call, tensor: Tensor) -> Tensor:
 def output_rows(call: Call, part: Part | None, out: Tensor) -> Tensor:
     """Return what a part of the weight contributes to the output, in any shape."""
     out = linear_part(call, out)
-    if part is None or part.plain or isinstance(call.how, Geometry):
+    if part is None or part.plain:
         return out
     shown: Tensor = part.shown(_rows_of_output(call, out))
     return shown
@@ -120,6 +123,21 @@ def weight_layout(call: Call, offset: int) -> Layout:
         _axes(call.w, call.how.w, which) if i != 1 else () for i, which in enumerate(roles)
     )
     return Layout(offset, stack, out, inp)
+
+
+def along_outputs(call: Call) -> bool:
+    """Tell whether the bias of a call has one axis, the outputs."""
+    if call.b is None or call.b.ndim != 1:
+        return False
+    if isinstance(call.how, Geometry):
+        return True
+    roles = call.how.roles
+    same = (
+        call.b.shape[0] == call.w.shape[call.how.w.index(call.how.y[-1])]
+        if (call.how.y[-1] in call.how.w)
+        else False
+    )
+    return roles is not None and roles[2] == call.how.y[-1] and not roles[0] and same
 
 
 def bias_layout(call: Call, b: Tensor, offset: int) -> Layout:

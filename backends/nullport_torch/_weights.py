@@ -9,18 +9,23 @@ import torch
 from torch import Tensor
 
 from nullport.network import Change, Dense, Layout, LowRank, dense
+from nullport_torch._lengths import Length
 
 
 class Weights:
     """The parameters of a model, and a copy of each that has changed.
 
     Writes go through ``.data``: a retained graph then sees the new weights and stays valid.
+
+    Attributes:
+        lengths: Weights given by direction and length; the length follows the direction.
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         """Hold the parameters; nothing is copied before it changes."""
         self.tensors = list(tensors)
         self._backup: dict[int, Tensor] = {}
+        self.lengths: list[Length] = []
 
     def move(self, change: Change) -> None:
         """Add a change to its parameter, keeping a copy of what was there at first."""
@@ -28,6 +33,18 @@ class Weights:
         if change.parameter not in self._backup:
             self._backup[change.parameter] = p.detach().clone()
         _add(p.data, change)
+        self._follow(change.parameter)
+
+    def _follow(self, index: int) -> None:
+        """Give directions the lengths at which the ratios are what they were."""
+        for v, g, dim in self.lengths:
+            if v != index:
+                continue
+            if g not in self._backup:
+                self._backup[g] = self.tensors[g].detach().clone()
+            ends = (self.tensors[v].data, self._backup[v])
+            now, before = (torch.norm_except_dim(end, 2, dim) for end in ends)
+            self.tensors[g].data.copy_(self._backup[g] * (now / before))
 
     def keep(self, share: float) -> None:
         """Keep a share of every change; after all or nothing, the copies are freed."""
@@ -40,6 +57,9 @@ class Weights:
             else:
                 wide = torch.promote_types(p.dtype, torch.float32)
                 p.data.copy_(torch.lerp(copy.to(wide), p.data.to(wide), share))
+        if share not in (0, 1):
+            for index in [*self._backup]:
+                self._follow(index)
         if share in (0, 1):
             self._backup.clear()
 

@@ -219,6 +219,12 @@ def _decay(m: Net) -> Tensor:
     return 1e-2 * sum((p.pow(2).sum() for p in m.parameters()), start=torch.zeros(()))
 
 
+def _length_in_the_loss() -> Net:
+    model = Net(lambda h, m: m.layer(h), layer=parametrizations.weight_norm(nn.Linear(9, 9)))
+    model.penalty = lambda m: m.layer.parametrizations.weight.original0.square().sum()
+    return model
+
+
 def linear(h: Tensor, m: Net) -> Tensor:
     return F.linear(h, m.w, m.b)
 
@@ -231,11 +237,11 @@ CASES = [
         "tied embedding", Tied, {"embedding.weight": r"also used by gather \(embedding\)"}, ("w",)
     ),
     Case(
-        "weight_norm",
-        layered(lambda: parametrizations.weight_norm(nn.Linear(9, 9)), lambda h, m: m.layer(h)),
+        "weight_norm with its length in the loss",
+        _length_in_the_loss,
         {
-            "layer.parametrizations.weight.original0": "^used by weight_norm",
-            "layer.parametrizations.weight.original1": "^used by weight_norm",
+            "layer.parametrizations.weight.original0": "also used by|^used by",
+            "layer.parametrizations.weight.original1": "length that is used elsewhere",
         },
     ),
     Case(
@@ -255,11 +261,6 @@ CASES = [
         "GRU",
         layered(lambda: nn.GRU(9, 9, batch_first=True), _recurrent),
         {"layer.weight_ih_l0": "^used by gru", "layer.weight_hh_l0": "^used by gru"},
-    ),
-    Case(
-        "bilinear",
-        layered(lambda: nn.Bilinear(9, 9, 9), lambda h, m: m.layer(h, torch.sin(h))),
-        {"layer.weight": "^used by bilinear"},
     ),
     Case(
         "decay in the loss",

@@ -6,6 +6,7 @@ the parameter, and a dense projector on its null space.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -91,7 +92,20 @@ def _pruned() -> nn.Module:
     return layer
 
 
+TWO = (("layer.weight", "layer.bias"),)
+OFFSETS = torch.tensor([1, 1, 3], dtype=torch.int32)
 PRUNED = (("layer.weight_orig", "layer.bias"),)
+
+
+WB = (("w", "b"),)
+
+
+def _cut(h: Tensor) -> Tensor:
+    return h.view(3, 3, 3)
+
+
+def _wide(h: Tensor) -> Tensor:
+    return torch.cat([h, h[:, :3].sin()], 1)
 
 
 def _two(h: Tensor) -> Tensor:
@@ -148,6 +162,47 @@ CASES = [
         ((2, 1, 7), (3, 1, 7)),
         BOTH,
     ),
+    Case("addmm", lambda h, m: torch.addmm(m.b, h, m.w, alpha=0.5), moving=(("w",),)),
+    Case("addmm of weights left", lambda h, m: torch.addmm(m.b, h[:, :7], m.w), ((7, 7),), WB),
+    Case("addmv", lambda h, m: torch.addmv(m.b, m.w, h[0]).expand(3, 7), ((7, 9),), WB),
+    Case(
+        "baddbmm",
+        lambda h, m: torch.baddbmm(m.u, h.expand(2, 3, 9), m.w).movedim(0, 1).flatten(1),
+        ((2, 9, 7), (2, 1, 7)),
+        (("w", "u"),),
+    ),
+    Case("addbmm", lambda h, m: torch.addbmm(m.b, h[None], m.w), ((1, 9, 7),), WB),
+    Case("tensordot", lambda h, m: torch.tensordot(_cut(h), m.w, 2), ((3, 3, 7),)),
+    Case(
+        "tensordot, axes",
+        lambda h, m: torch.tensordot(m.w, _cut(h), ((2, 0), (1, 2))).T,
+        ((3, 7, 3),),
+    ),
+    Case("inner", lambda h, m: torch.inner(h, m.w), ((7, 9),)),
+    Case(
+        "bilinear",
+        lambda h, m: m.layer(h[:, :4], h[:, 4:].sin()),
+        ((1, 1),),
+        TWO,
+        lambda: nn.Bilinear(4, 5, 7),
+    ),
+    Case("einsum, implicit", lambda h, m: torch.einsum("bhi,ihz", _cut(h), m.w), ((3, 3, 7),)),
+    Case(
+        "einsum, three",
+        lambda h, m: torch.einsum("bi,oij,bj->bo", h[:, :4], m.w, h[:, 4:].sin()),
+        ((7, 4, 5),),
+    ),
+    Case("einsum, summed alone", lambda h, m: torch.einsum("bi,oij->bo", h, m.w), ((7, 9, 2),)),
+    Case("einsum, diagonal", lambda h, m: torch.einsum("bii,io->bo", _cut(h), m.w), ((3, 7),)),
+    Case(
+        "einsum, two weights",
+        lambda h, m: torch.einsum("bi,ij,jo->bo", h, m.w, m.u),
+        ((9, 7), (7, 8)),
+    ),
+    Case("multi_dot", lambda h, m: torch.linalg.multi_dot([h, m.w, m.u]), ((9, 7), (7, 8))),
+    Case("broadcast", lambda h, m: (h[None] @ m.w).movedim(0, 1).flatten(1), ((2, 9, 7),)),
+    Case("broadcast weight", lambda h, m: (h.view(3, 1, 9) @ m.w)[:, 0], ((1, 9, 7),)),
+    Case("exported call", lambda h, m: torch.ops.aten.addmm.default(m.b, h, m.w), moving=WB),
     Case("pruned", lambda h, m: m.layer(h), ((1, 1),), PRUNED, _pruned),
 ]  # fmt: skip
 
@@ -220,10 +275,31 @@ def test_loss_stays_and_the_weights_move(case: Case) -> None:
         "where",
         "triangle",
         "one row gathered",
+        "einsum, diagonal",
     }  # more rows than inputs that any output sees
     assert report.accepted, report
     for names in case.moving:
         assert names[0] in moved or case.name in stuck, report
+
+
+def test_grouped_products_move_every_matrix_in_its_own_null_space() -> None:
+    """``grouped_mm`` knows no float64: compared with one product per matrix."""
+
+    def grouped(h: Tensor, m: Net) -> Tensor:
+        return F.grouped_mm(_wide(h).float(), m.w.float(), offs=OFFSETS).double()
+
+    def apart(h: Tensor, m: Net) -> Tensor:
+        starts = [0, *OFFSETS.tolist()]
+        return torch.cat(
+            [_wide(h)[a:b] @ m.w[k] for k, (a, b) in enumerate(itertools.pairwise(starts))]
+        )
+
+    found = []
+    for use in (grouped, apart):
+        torch.manual_seed(0)
+        model = Net(use, (3, 12, 8))
+        found.append(parameter_directions(model, _closure(model), tangent="fd")[0]["w"])
+    assert float((found[0] - found[1]).norm()) <= 1e-2 * float(found[1].norm())
 
 
 NEIGHBOURS: dict[str, Use] = {
@@ -236,6 +312,7 @@ NEIGHBOURS: dict[str, Use] = {
     "overlapping windows": lambda h, m: h[:, :3] @ m.w[:, 0].unfold(0, 3, 1).T,
     "gather of elements": lambda h, m: h @ torch.gather(m.w, 0, ANY),
     "written into": lambda h, m: h @ torch.zeros(9, 7).double().index_put_((torch.arange(9),), m.w),
+    "twice in one einsum": lambda h, m: torch.einsum("bi,ij,kj->bk", h, m.w, m.w),
     "exponential": lambda h, m: h @ (m.w.exp() - 1),
 }
 
