@@ -50,6 +50,7 @@ from nullport_torch._functions import (
 from nullport_torch._lengths import REASON, Length, ratio
 from nullport_torch._parts import bias_of, parts_of
 from nullport_torch._products import pairwise
+from nullport_torch._recurrent import CELLS, KERNELS, alike, draws, written_out
 from nullport_torch._seen import (
     Seen,
     along_outputs,
@@ -97,12 +98,14 @@ class Route:
         parts: By linear map, the parts of its weight; None where that is a parameter as it is.
         copies: By function that might be followed, the parameters of its outputs, or None.
         scaled: Whether a weight is scaled by something computed from weights, which has a tangent.
+        written: By recurrent kernel, whether it was run step by step.
         lengths: Weights given by direction and length.
     """
 
     parts: list[list[Part] | None] = field(default_factory=list)
     copies: list[frozenset[int] | None] = field(default_factory=list)
     scaled: bool = False
+    written: list[bool] = field(default_factory=list)
     lengths: list[Length] = field(default_factory=list)
 
     @property
@@ -149,7 +152,7 @@ class Recorder(TorchFunctionMode):
         self.route = route or Route()
         self._replace, self._receive, self._added = replace, receive, added
         self._parameters = dict(tracked)
-        self._calls, self._followed, self._copied = 0, 0, False
+        self._calls, self._followed, self._kernels, self._copied = 0, 0, 0, False
         self._origins: dict[int, _Origin] = {}
         self._copies: dict[int, _Copy] = {}
         self._recent: dict[int, Tensor] = {}
@@ -210,6 +213,10 @@ class Recorder(TorchFunctionMode):
             return self._untouched(func, args, kwargs)
         if func is torch._weight_norm and self._has_length(*args[:2]):
             return self._normed(*args)
+        if func in KERNELS or func in CELLS:
+            found = self._written_out(func, args, kwargs)
+            if found is not None:
+                return found
         if self._replace is not None:
             if getattr(func, "__name__", "") == "__get__" and not isinstance(
                 func(*args, **kwargs), Tensor
@@ -239,6 +246,51 @@ class Recorder(TorchFunctionMode):
             with self:
                 return see_through(func)(*args, **kwargs)
         return func(*args, **kwargs)
+
+    def _written_out(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Run a recurrent kernel step by step; None if its numbers are not those of the kernel."""
+        index, self._kernels = self._kernels, self._kernels + 1
+        if kwargs or (self._receive is not None and not any(self.route.written[index : index + 1])):
+            return None
+        if self._receive is not None:
+            with self:
+                return written_out(func, self._apart(func, args))
+        if draws(func, args):  # a device of its own draws other numbers
+            self.route.written.append(False)
+            return None
+        states = torch.get_rng_state()
+        with torch.no_grad():
+            native = func(*args)
+        after = torch.get_rng_state()
+        torch.set_rng_state(states)
+        marks = len(self.seen), len(self.uses), self.sites, self._calls
+        with self:
+            found = written_out(func, self._apart(func, args))
+        if alike(found, native) and torch.equal(torch.get_rng_state(), after):
+            self.route.written.append(True)
+            return found
+        torch.set_rng_state(states)
+        self.route.written.append(False)
+        seen, uses, self.sites, self._calls = marks
+        del self.seen[seen:], self.uses[uses:], self.route.parts[self._calls :]
+        return None
+
+    def _apart(self, func: Any, args: Sequence[Any]) -> list[Any]:
+        """Return arguments in which inputs and states are no parameters; note those that were."""
+        weights = (
+            2 if func in CELLS else next(k for k in (3, 2) if isinstance(args[k], list | tuple))
+        )
+
+        def apart(value: Any) -> Any:
+            if isinstance(value, list | tuple):
+                return tuple(map(apart, value))
+            if not self._parameters_of(value):
+                return value
+            self._other_use(value, name_of(func))
+            stand_in = self._replaced(value)
+            return stand_in.clone()
+
+        return [apart(a) if k < weights else a for k, a in enumerate(args)]
 
     def _has_length(self, direction: Tensor, length: Tensor) -> bool:
         """Tell whether both are parameters as they are, so that the length can follow."""

@@ -169,10 +169,6 @@ def _itimes(m: Net) -> None:
     w *= torch.ones(9, 9, dtype=w.dtype).tril()
 
 
-def _recurrent(h: Tensor, m: Net) -> Tensor:
-    return m.layer(h[:, None].expand(-1, 3, -1) * torch.arange(1.0, 4.0).to(h)[:, None])[0].sum(1)
-
-
 def _masked_clone(h: Tensor, m: Net) -> Tensor:
     clone = m.w.clone()
     clone[0] = 0.0
@@ -251,16 +247,6 @@ CASES = [
             lambda h, m: m.layer(h),
         ),
         {"layer.parametrizations.weight.original": "^used by softplus"},
-    ),
-    Case(
-        "LSTM",
-        layered(lambda: nn.LSTM(9, 9, batch_first=True), _recurrent),
-        {"layer.weight_ih_l0": "^used by lstm", "layer.weight_hh_l0": "^used by lstm"},
-    ),
-    Case(
-        "GRU",
-        layered(lambda: nn.GRU(9, 9, batch_first=True), _recurrent),
-        {"layer.weight_ih_l0": "^used by gru", "layer.weight_hh_l0": "^used by gru"},
     ),
     Case(
         "decay in the loss",
