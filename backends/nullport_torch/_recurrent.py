@@ -1,10 +1,10 @@
 """Recurrent networks step by step, as products that a watcher sees.
 
 The kernels of ``nn.LSTM``, ``nn.GRU``, ``nn.RNN`` and their cells hide their products. Here they
-are written out: the inputs of all steps in one product, the hidden state of every step in one of its
-own. Numbers are those of the kernels to rounding, which a recording compares. Sequences are time
-first, packed ones as ``PackedSequence`` holds them: the rows of a step are the first of those of
-the step before.
+are written out: the inputs of all steps in one product, the hidden state of every step in one of
+its own. Numbers are those of the kernels to rounding, which a recording compares. Sequences are
+time first, packed ones as ``PackedSequence`` holds them: the rows of a step are the first of those
+of the step before.
 """
 
 from __future__ import annotations
