@@ -159,6 +159,16 @@ class Part:
         own = self.stack.whole and self.out.whole and self.inp.whole
         return own and self.row is None and self.column is None and self.mask is None
 
+    def rescaled(self, factor: Array) -> Part:
+        """Return the part with other factors of the kind it has, given those of all of ``M``."""
+        for axis, pick in enumerate(self._picks):
+            factor = pick.take(factor, axis)
+        if self.mask is not None:
+            return replace(self, mask=factor)
+        if self.column is not None:
+            return replace(self, column=factor[:, :1, :])
+        return replace(self, row=factor[..., :1])
+
     def held(self, inputs: Array, *, dense: bool) -> Array:
         """Return what the site holds as inputs, and as tangents, given those of the product.
 
