@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import Optimizer
 
 from nullport.network import (
+    GRADIENT,
     Change,
     Dense,
     LayerGraph,
@@ -39,6 +40,13 @@ from nullport_torch._checks import (
     unwrap,
 )
 from nullport_torch._conv import Geometry
+from nullport_torch._derivatives import (
+    BIAS,
+    TOO_MANY,
+    gathered,
+    site_by_gradient,
+    with_derivatives,
+)
 from nullport_torch._lengths import elsewhere, gradients_proper
 from nullport_torch._optimizer import step_of_copy
 from nullport_torch._recorder import Added, Recorder, Replacement, Route
@@ -91,6 +99,7 @@ class TorchGraph(LayerGraph):
         self._retained: tuple[Tensor, list[Seen], list[Use]] | None = None
         self._unseen: list[int] = []
         self._route = Route()
+        self._blocks: list[tuple[int, Layout]] | None = None
         self._copies: dict[object, Tensor] = {}
         self._takes_gradients = False
         self._keep = keep and model is given and self._all_known()
@@ -147,6 +156,8 @@ class TorchGraph(LayerGraph):
         self._weights.lengths = self._route.lengths
         recorder.uses += elsewhere(self._route.lengths, recorder.uses)
         self._keep = self._keep and not self._route.lengths  # gradients are none of a step's
+        if recorder.differentiated.order:
+            return self._by_gradients(loss, recorder)
         self._half = any(seen.half for seen in recorder.seen)
         how = {"again": again, "checked": checked, "reused": False}
         return self._backward(loss, recorder.seen, recorder.uses, **how)
@@ -205,6 +216,42 @@ class TorchGraph(LayerGraph):
         self._unseen = [i for i in self._live if gradients[i] is not None and i not in used]
         return Linearization(loss.detach(), gradients, sites, uses, reused)
 
+    def _by_gradients(self, loss: Tensor, recorder: Recorder) -> Linearization:
+        """Return sites that are known by gradients, for a loss that differentiates by inputs."""
+        gradients = self._gradients(loss, self._live, again=True)
+        uses = [Use(u.parameter, reason=u.reason or BIAS) for u in recorder.uses if u.site is None]
+        uses += [Use(u.parameter, reason=BIAS) for u in recorder.uses if u.role == "bias"]
+        sites: list[Site] = []
+        blocks: list[tuple[int, Layout]] = []
+        order, by = recorder.differentiated.order, [*recorder.differentiated.inputs.values()]
+        for (index, _), (layout, own) in gathered(recorder.uses).items():
+            gradient, rows = gradients[index], []
+            for k in own:
+                seen = recorder.seen[k]
+                dense_one = seen.part is None and not isinstance(seen.call.how, Geometry)
+                rows.append(with_derivatives(recorder.inputs[k], by, order) if dense_one else None)
+            kept = [row for found in rows for row in found or []]
+            if gradient is None or None in rows:
+                uses.append(Use(index, reason=TOO_MANY))
+                continue
+            matrices = [self.read(index, a, layout) for a in (self.weights()[index], gradient)]
+            uses.append(Use(index, len(sites), "weight", layout))
+            sites.append(site_by_gradient(recorder.seen[own[0]].call.kind, kept, *matrices))
+            blocks.append((index, layout))
+        self._blocks = blocks
+        return Linearization(loss.detach(), gradients, sites, uses, replay_cost=GRADIENT)
+
+    def _replay_gradients(self, v: Vector, scale: float, receive: Receive) -> None:
+        """Hand over gradients at ``w + scale v``."""
+        formed = [a.dense() if isinstance(a, LowRank) else a for a in v]
+        with self._weights.shifted(formed, scale, self._live):
+            _, gradients = self.gradient()
+        for k, (index, layout) in enumerate(self._blocks or []):
+            gradient = gradients[index]
+            if gradient is not None:
+                with self._ambient.arithmetic():
+                    receive(k, self.read(index, gradient, layout))
+
     def _known_by_site(self, seen: Sequence[Seen], uses: Sequence[Use]) -> dict[int, Use]:
         """Return the parameters whose gradient need not be formed, and the use that knows it."""
         dense_sites = {
@@ -228,6 +275,9 @@ class TorchGraph(LayerGraph):
     def replay(self, v: Vector, step: Tensor, receive: Receive) -> None:
         """Run the forward pass at ``w + step v``."""
         scale = float(step)
+        if self._blocks is not None:
+            self._replay_gradients(v, scale, receive)
+            return
         apart = self._route.parted  # of these not the weight is applied, but what is made of it
         v = [a.dense() if isinstance(a, LowRank) and i in apart else a for i, a in enumerate(v)]
         added = {i: a for i, a in enumerate(v) if isinstance(a, LowRank)}, scale
@@ -252,6 +302,9 @@ class TorchGraph(LayerGraph):
 
     def jvp(self, v: Dense, receive: Receive) -> None:
         """Run the forward pass on dual numbers."""
+        if self._blocks is not None:
+            msg = "the loss differentiates by inputs: its gradients are differenced as a whole"
+            raise TangentUnavailable(msg)
         if self._unseen:
             msg = f"{self._parameters[self._unseen[0]].name} is used where it is not visible"
             raise TangentUnavailable(msg)

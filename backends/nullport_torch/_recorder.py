@@ -36,6 +36,7 @@ from nullport_torch._copies import (
     scales_by_activations,
     tensors,
 )
+from nullport_torch._derivatives import Differentiated
 from nullport_torch._functions import (
     METADATA,
     composite,
@@ -128,6 +129,8 @@ class Recorder(TorchFunctionMode):
         seen: Sites, in the order of the forward pass (recording only).
         uses: Uses of parameters (recording only).
         sites: Number of sites so far.
+        inputs: Inputs of the sites, with their graph (recording only).
+        differentiated: What the closure differentiates by.
         route: What was followed (recording), or is to be followed again.
     """
 
@@ -149,6 +152,8 @@ class Recorder(TorchFunctionMode):
         self.seen: list[Seen] = []
         self.uses: list[Use] = []
         self.sites = 0
+        self.differentiated = Differentiated()
+        self.inputs: list[Tensor] = []
         self.route = route or Route()
         self._replace, self._receive, self._added = replace, receive, added
         self._parameters = dict(tracked)
@@ -235,6 +240,8 @@ class Recorder(TorchFunctionMode):
             with self:
                 return in_turn(steps)
         out = func(*args, **kwargs)
+        if func is torch.autograd.grad:
+            self.differentiated.note(args, kwargs, out)
         if call is not None:
             self._site(call, out, args, kwargs)
         else:
@@ -245,7 +252,10 @@ class Recorder(TorchFunctionMode):
         if func is F.multi_head_attention_forward:
             with self:
                 return see_through(func)(*args, **kwargs)
-        return func(*args, **kwargs)
+        out = func(*args, **kwargs)
+        if func is torch.autograd.grad:
+            self.differentiated.note(args, kwargs, out)
+        return out
 
     def _written_out(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Run a recurrent kernel step by step; None if its numbers are not those of the kernel."""
@@ -367,6 +377,7 @@ class Recorder(TorchFunctionMode):
                 if part is None:
                     self._add(call, inputs, out)
                 continue
+            self.inputs.append(held)
             self._see(call, part, held.detach(), out)
             self._use(call, part, index)
         if self._receive is None:

@@ -114,17 +114,6 @@ def penalised(use: Use, penalty: Callable[[Net], Tensor]) -> Callable[[], Net]:
     return make
 
 
-def _gradient_penalty(weight: float) -> Callable[[], Net]:
-    class Penalised(Net):
-        def loss(self, x: Tensor, y: Tensor) -> Tensor:
-            x = x.clone().requires_grad_(True)
-            out = self(x)
-            (slope,) = torch.autograd.grad(out.sum(), x, create_graph=True)
-            return F.cross_entropy(out, y) + weight * slope.square().sum(-1).mean()
-
-    return lambda: Penalised(lambda h, m: F.linear(h, m.w, m.b))
-
-
 class Tied(Net):
     """An embedding whose matrix is also the head."""
 
@@ -258,18 +247,6 @@ CASES = [
         "decay of one weight",
         penalised(linear, lambda m: m.w.square().sum()),
         {"w": "also used by square"},
-    ),
-    Case(
-        "gradient penalty",
-        _gradient_penalty(0.5),
-        {"stem.weight": HIDDEN, "w": HIDDEN, "head.weight": HIDDEN},
-        (),
-    ),
-    Case(
-        "small gradient penalty",  # seen or not, the loss stays
-        _gradient_penalty(1e-4),
-        {},
-        (),
     ),
     Case(
         "custom function", net(lambda h, m: Hidden.apply(h, m.w)), {"w": HIDDEN + "|" + INVISIBLE}
