@@ -48,6 +48,7 @@ from nullport_torch._derivatives import (
     with_derivatives,
 )
 from nullport_torch._lengths import elsewhere, gradients_proper
+from nullport_torch._lookups import Lookups, freed
 from nullport_torch._optimizer import step_of_copy
 from nullport_torch._recorder import Added, Recorder, Replacement, Route
 from nullport_torch._seen import Seen, site_of
@@ -100,6 +101,7 @@ class TorchGraph(LayerGraph):
         self._unseen: list[int] = []
         self._route = Route()
         self._blocks: list[tuple[int, Layout]] | None = None
+        self._guarded: dict[int, list[Tensor]] | None = None
         self._copies: dict[object, Tensor] = {}
         self._takes_gradients = False
         self._keep = keep and model is given and self._all_known()
@@ -155,6 +157,10 @@ class TorchGraph(LayerGraph):
         self._route = recorder.route
         self._weights.lengths = self._route.lengths
         recorder.uses += elsewhere(self._route.lengths, recorder.uses)
+        if recorder.lookups:
+            tables = {i: self._tensors[i] for i in recorder.lookups}
+            rows = {i: [*own, *self._judged(tables[i])] for i, own in recorder.lookups.items()}
+            recorder.uses = freed(recorder.uses, recorder.seen, tables, rows)
         self._keep = self._keep and not self._route.lengths  # gradients are none of a step's
         if recorder.differentiated.order:
             return self._by_gradients(loss, recorder)
@@ -215,6 +221,17 @@ class TorchGraph(LayerGraph):
         used = {use.parameter for use in uses}
         self._unseen = [i for i in self._live if gradients[i] is not None and i not in used]
         return Linearization(loss.detach(), gradients, sites, uses, reused)
+
+    def _judged(self, table: Tensor) -> list[Tensor]:
+        """Return the rows of a table that the guard batch looks up."""
+        if "guard" not in self._closures:
+            return []
+        if self._guarded is None:
+            watch = Lookups()
+            with self._ambient.forward(grad=True, everything=True), watch:
+                self._closures["guard"]()
+            self._guarded = watch.rows
+        return self._guarded.get(id(table), [])
 
     def _by_gradients(self, loss: Tensor, recorder: Recorder) -> Linearization:
         """Return sites that are known by gradients, for a loss that differentiates by inputs."""

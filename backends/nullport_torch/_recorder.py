@@ -130,6 +130,7 @@ class Recorder(TorchFunctionMode):
         uses: Uses of parameters (recording only).
         sites: Number of sites so far.
         inputs: Inputs of the sites, with their graph (recording only).
+        lookups: Rows that are looked up, by parameter (recording only).
         differentiated: What the closure differentiates by.
         route: What was followed (recording), or is to be followed again.
     """
@@ -154,6 +155,7 @@ class Recorder(TorchFunctionMode):
         self.sites = 0
         self.differentiated = Differentiated()
         self.inputs: list[Tensor] = []
+        self.lookups: dict[int, list[Tensor]] = {}
         self.route = route or Route()
         self._replace, self._receive, self._added = replace, receive, added
         self._parameters = dict(tracked)
@@ -447,8 +449,16 @@ class Recorder(TorchFunctionMode):
             name += " under vmap or torch.func"
         if not written and not wrapped and follows(func) and self._follows(func, args, kwargs, out):
             return
+        if func is torch.embedding and self._receive is None and args[4:5] != (True,):
+            self._look_up(args[0], args[1])
         for value in values:
             self._other_use(value, name)
+
+    def _look_up(self, table: Tensor, indices: Tensor) -> None:
+        """Note the rows of a parameter that are looked up."""
+        origin = self.origin(table)
+        if origin is not None and table is self._parameters[origin.parameter]:
+            self.lookups.setdefault(origin.parameter, []).append(indices.unique())
 
     def _same(self, func: Any, value: Tensor, out: Tensor) -> bool:
         """Tell whether ``out`` is a view or an ordered copy of ``value``; track copies."""

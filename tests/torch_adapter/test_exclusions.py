@@ -122,7 +122,7 @@ class Tied(Net):
         self.embedding = nn.Embedding(9, 9)
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
-        h = torch.tanh(self.embedding(torch.arange(len(y)) % 9))
+        h = torch.tanh(self.embedding(torch.arange(9)[: len(y) + 3]))[: len(y)]
         h = torch.tanh(F.linear(h, self.w, self.b))
         return F.cross_entropy(F.linear(h, self.embedding.weight), y)
 
