@@ -73,6 +73,10 @@ SITES: dict[str, Callable[..., Spec]] = {
 }
 
 
+SUMS, SCALES = ("add", "add_any", "sub"), ("mul", "div", "select_n")
+"""Operations that add to a weight, and that scale it by something that no weight determines."""
+
+
 @dataclass(frozen=True)
 class Tap:
     """What is tapped at an equation.
@@ -477,15 +481,15 @@ class _Reader:
         first = copies[whole_ones[0]]
         assert first is not None  # it is one of the copies
         still = (False,) * len(shape)
-        if name in ("add", "add_any", "sub"):
+        if name in SUMS:
             own = [(k, copy) for k in whole_ones if (copy := copies[k]) is not None]
             total = summed([scaled(c, still) if name == "sub" and k else c for k, c in own])
             if total is not None:
                 self.other([views[k] for k in rest], name)
             return None if total is None else [total]
-        scales = name == "mul" or (name == "div" and whole_ones == [0])
-        if name == "select_n" and 0 not in whole_ones:
-            scales, rest = True, [0]
+        scales = name in SCALES and (name != "div" or whole_ones == [0])
+        if name == "select_n":
+            scales, rest = 0 not in whole_ones, [0]
         if len(whole_ones) > 1 or not scales or any(views[k] is not None for k in rest):
             return None
         if not all(self._is_fixed(eqn.invars[k]) for k in rest):
