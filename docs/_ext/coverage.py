@@ -25,10 +25,13 @@ def rows() -> list[tuple[str, str, str]]:
     from nullport_torch import _calls, _copies, _products, _recurrent
 
     del _products  # registers its parsers
+    products = [
+        f for f in _calls.PARSERS if not hasattr(f, "__wrapped__")
+    ]  # none that users declare
     moves = {*jax_copies.MOVES, *_trace.LAYOUT, *_trace.PASS}
     inside = [*_trace.INLINE, *_trace.REMAT, "scan", "cond"]
     return [
-        ("products and convolutions", _names(_calls.PARSERS), _names(_trace.SITES)),
+        ("products and convolutions", _names(products), _names(_trace.SITES)),
         (
             "weights whose elements are moved about",
             _names(_copies.MOVES | _copies.SAME),
