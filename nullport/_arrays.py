@@ -7,14 +7,15 @@ an entry may be a :class:`LowRank`, which stands for ``left^T right`` without fo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from array_api_compat import array_namespace, device, is_lazy_array, is_numpy_array
 
+T = TypeVar("T")
 Array: TypeAlias = Any
 """An array of any namespace that follows the Python array API standard."""
 
@@ -163,12 +164,12 @@ def norm(x: Matrix) -> Array:
     xp = namespace(x)
     if not traced(x):
         # NumPy's own is a product with itself; that of the standard makes an array of squares.
-        plainly = np.linalg.norm(x) if is_numpy_array(x) else xp.linalg.vector_norm(x)
+        plainly = np.linalg.norm(x) if is_numpy_array(x) else whole(xp.linalg.vector_norm(x))
         low, high = _limits(xp, x.dtype)
         if low < float(plainly) < high:
             return plainly
     size = largest(x)
-    return xp.linalg.vector_norm(x / size) * size
+    return whole(xp.linalg.vector_norm(x / size)) * size
 
 
 def largest(x: Array) -> Array:
@@ -176,7 +177,7 @@ def largest(x: Array) -> Array:
     xp = namespace(x)
     if 0 in x.shape:
         return xp.ones((), dtype=x.dtype, device=place(x))
-    size = xp.max(xp.abs(x))
+    size = whole(xp.max(xp.abs(x)))
     return xp.where((size > 0) & xp.isfinite(size), size, xp.ones_like(size))
 
 
@@ -202,7 +203,7 @@ def inner(a: Vector, b: Vector) -> Array:
     """Return the inner product of two vectors over all parameters, 0-d."""
     pairs = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
     products = (widen(dense(x)) * widen(dense(y)) for x, y in pairs)
-    terms = [namespace(product).sum(product) for product in products]
+    terms = [whole(namespace(product).sum(product)) for product in products]
     return sum(terms[1:], start=terms[0])
 
 
@@ -230,6 +231,14 @@ def place(x: Array) -> Any:
     """
     where = device(x)
     return None if hasattr(where, "device_set") else where
+
+
+def whole(x: Array) -> Array:
+    """Return what was computed of an array that is spread over processes, whole on each of them.
+
+    The result of an operation on such an array (``DTensor`` of torch) is still spread.
+    """
+    return x.full_tensor() if hasattr(x, "full_tensor") else x
 
 
 def with_column(x: Array, value: float | Array) -> Array:
@@ -287,3 +296,40 @@ class Collective:
             return x
         size = positive(self.sum(x))  # scales, so that no square over- or underflows
         return size * self.sum((x / size) ** 2) ** 0.5
+
+    def gather(self, value: T) -> list[T]:
+        """Return a plain Python value of every replica; once if they run one program."""
+        return [value]
+
+    def attempt(self, work: Callable[[], T]) -> T:
+        """Return ``work()``. Where it raises on one replica it raises on all: none has to wait."""
+        return work()
+
+    def gradients(self, vector: Vector, weights: Sequence[Array]) -> list[Matrix | None]:
+        """Return the mean of a vector over replicas.
+
+        An entry that is None on some replicas only, where the loss does not depend on the weight,
+        is 0 there.
+        """
+        if self.size == 1:
+            return list(vector)
+        kinds = self.gather([None if a is None else isinstance(a, LowRank) for a in vector])
+        found: list[Matrix | None] = []
+        for index, a in enumerate(vector):
+            kind = {own[index] for own in kinds}
+            if a is None and kind != {None}:
+                a = namespace(weights[index]).zeros_like(weights[index])
+            found.append(self.mean(a if a is None or kind == {True} else dense(a)))
+        return found
+
+    def apart(self, weights: Sequence[Array]) -> Array:
+        """Return whether the weights of any two replicas differ, 0-d bool.
+
+        Sums alone would miss steps that keep them, as those of a softmax over classes do. Where
+        the bits of an array can be read, to compare their sum is sharper.
+        """
+        xp = namespace(weights[0])
+        kept = [widen(w) for w in weights if xp.isdtype(w.dtype, "real floating")]
+        sums = [double(found) for w in kept for found in (whole(xp.sum(w)), norm(w))]
+        every = self.rows(xp.stack(sums)[None, :])
+        return xp.any(every != every[:1, :])

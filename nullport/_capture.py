@@ -17,7 +17,7 @@ from functools import cache
 from math import prod
 
 from nullport import _arrays as ar
-from nullport._arrays import Array, LowRank
+from nullport._arrays import Array, Collective, LowRank
 from nullport._config import TeleportConfig
 from nullport._nullspace import is_tight
 from nullport._sites import DenseSite, Layout
@@ -176,10 +176,15 @@ def find_layers(
 ) -> tuple[list[Layer], dict[str, str]]:
     """Find the weights that may move, and say why the others may not.
 
+    The linearization has the gradient of the joint loss, and the sites of this replica.
+
     Raises:
         ValueError: If no weight is used by a linear map, or there are no samples.
     """
     blocks, excluded = capture(graph.parameters, lin.uses, config)
+    if graph.collective.size > 1:
+        blocks, unlike = _alike(blocks, lin, graph.collective)
+        excluded |= unlike
     if not lin.sites:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in [*excluded.items()][:5])
         msg = f"no weight of the model is used by a recognised linear map ({reasons})"
@@ -192,6 +197,35 @@ def find_layers(
     pairs = list(zip(blocks, counts, strict=True))
     excluded |= {block.name: "no sample reaches it" for block, n in pairs if not n}
     return [_layer(block, n, graph, lin, config, norms) for block, n in pairs if n], excluded
+
+
+def _alike(
+    blocks: Sequence[Block], lin: Linearization, together: Collective
+) -> tuple[list[Block], dict[str, str]]:
+    """Return the blocks that all replicas use alike, and why the others stay.
+
+    Replicas add over blocks one after another, so all must come to them in the same order.
+
+    Raises:
+        ValueError: If replicas run their layers in different orders.
+    """
+
+    def key(block: Block) -> str:
+        differentiable = any(lin.sites[i].cotangent is not None for i in block.sites)
+        bias = None if block.bias is None else (block.bias[0], block.bias[1].canonical)
+        return repr((block.name, block.layout.canonical, bias, differentiable))
+
+    own = {key(block): block for block in blocks}
+    every = together.gather([*own])
+    common = [k for k in every[0] if all(k in keys for keys in every)]
+    # Null spaces are made at a layer's first tangent, directions finished at its last.
+    orders = [sorted(common, key=lambda k: end(own[k].sites)) for end in (min, max)]
+    if any(found != orders for found in together.gather(orders)):
+        msg = "the replicas run their layers in different orders"
+        raise ValueError(msg)
+    rest = [block for k, block in own.items() if k not in common]
+    reason = "not every replica uses it, or not in the same way"
+    return [own[k] for k in common], {block.name: reason for block in rest}
 
 
 def _layer(
@@ -210,7 +244,7 @@ def _layer(
     mismatch = output_norm * 0
     if gradient is not None:
         formed = graph.read(block.parameter, ar.dense(gradient), block.layout)
-        mismatch = explained(block, formed, lin)
+        mismatch = explained(block, formed, lin, together)
     sizes = [
         norms(i)
         if layout.size == prod(weights[i].shape)
@@ -241,16 +275,18 @@ def _without_hidden_bias(
     if block.bias is None or gradient is None or not sites:
         return block
     gradient = ar.widen(graph.read(block.bias[0], ar.dense(gradient), block.bias[1]))
-    parts = [ar.widen(site.bias_gradient()) for site in sites]
+    parts, together = [ar.widen(site.bias_gradient()) for site in sites], graph.collective
     # Against what was added, not the sum: attention's key bias has gradient 0 by cancellation.
     scale = sum(ar.norm(ar.widen(site.cotangent)) * site.samples**0.5 for site in sites)
-    mismatch = ar.norm(gradient - sum(parts[1:], start=parts[0]))
-    hidden = graph.collective.agree(~(mismatch <= tolerance * scale))
+    mismatch = ar.norm(gradient - together.mean(sum(parts[1:], start=parts[0])))
+    hidden = together.agree(~(mismatch <= tolerance * together.mean(scale)))
     return replace(block, bias=None) if ar.known(hidden) else block
 
 
-def explained(block: Block, gradient: Array, lin: Linearization) -> Array:
+def explained(block: Block, gradient: Array, lin: Linearization, together: Collective) -> Array:
     """Return which share of a block's gradient (..., out, in) its sites do not account for, 0-d.
+
+    The gradient is that of the joint loss, the sites are this replica's.
 
     ``dL/dW = sum delta^T X`` over the sites holds exactly when no use of the weight was missed.
     Both sides are contracted with one fixed vector on the output axis (Freivalds' check), which
@@ -263,13 +299,14 @@ def explained(block: Block, gradient: Array, lin: Linearization) -> Array:
     else:  # as it is stored: its transpose a compiler would copy, or read against the grain
         left = z[None, :] @ whole
     right = xp.zeros_like(left)
-    scale = ar.norm(left)
+    scale = 0 * ar.norm(left)
     for site in (lin.sites[i] for i in block.sites):
         if site.cotangent is not None:
             inputs = ar.widen(site.inputs)
             part = site.weight_gradient(inputs, xp.astype(z, inputs.dtype))
             right = right + part
             scale = xp.maximum(scale, ar.norm(part))
+    right, scale = together.mean(right), xp.maximum(ar.norm(left), together.mean(scale))
     return ar.norm(left - right) / xp.maximum(scale, xp.full_like(scale, ar.tiny(scale)))
 
 

@@ -20,7 +20,7 @@ that its inputs and cotangents are freed, so that they and the null spaces are n
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from nullport import _arrays as ar
 from nullport._arrays import Array, LowRank, Matrix, Vector
@@ -125,7 +125,10 @@ class Directions:
         for b, last in enumerate(self._last):
             if last >= before or b in self.found:
                 continue
-            self.found[b] = self._direction(b)
+            found = self._direction(b)
+            # Directions of all layers wait for each other, together as large as the weights.
+            kept = None if found.delta is None else self._graph.pack(found.delta)
+            self.found[b] = replace(found, delta=kept)
             self._sums[b] = _Sum()
             if not self._keep:
                 del self.spaces[b]

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Any, Protocol
 
@@ -330,10 +331,12 @@ class GradientSite:
         """Number of rows of ``X``."""
         return self.held.samples
 
-    @property
+    @cached_property
     def cotangent(self) -> Array:
-        """The gradient: not None, since the loss depends on this use."""
-        return self.inputs
+        """What the gradient tells of it, ``delta^T X / ||X||``, shape (..., out, in)."""
+        xp, held = array_namespace(self.inputs), self.held.inputs
+        size = xp.sqrt(xp.sum(held**2))
+        return self.inputs / xp.where(size > 0, size, xp.ones_like(size))
 
     def rows(self, every: int = 1) -> Iterator[Array]:
         """Yield ``X``, or one row in ``every``, in one piece."""

@@ -8,21 +8,34 @@ direction, scaled to ``radius * ||W||``.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import prod
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from nullport import _arrays as ar
 from nullport import _verdict as judge
 from nullport import network as net
 from nullport._arrays import Array, Dense, Vector
 from nullport._capture import Layer, Norms, factors, find_layers, lazy_norms
-from nullport._config import Objective, TeleportConfig
+from nullport._config import TeleportConfig
 from nullport._direction import Directions
 from nullport._nullspace import NullSpace
-from nullport._objective import JUDGED, mean_gradient, pull
+from nullport._objective import (
+    JUDGED,
+    RESCALING,
+    chosen,
+    follows,
+    mean_gradient,
+    pull,
+    settled,
+    vanishing,
+)
 from nullport._report import Cause, Code, Hold, LayerReport, TeleportReport
 from nullport._step import Found, Moved, factors_of, radius_of, step_of
 from nullport._tangent import Engine
@@ -82,7 +95,8 @@ def run(
     config = TeleportConfig.checked(config)
     with graph.exact():
         try:
-            return _Run(graph, config, engine or Engine(config.tangent), radius)()
+            attempt = _Run(graph, config, engine or Engine(config.tangent), radius)
+            return graph.collective.attempt(attempt)
         except BaseException:
             graph.keep(0.0)
             raise
@@ -91,8 +105,8 @@ def run(
 def inspect(graph: LayerGraph, config: TeleportConfig | None = None) -> list[LayerReport]:
     """Return what a teleport would find at every weight, without moving any.
 
-    The null space is the same for all objectives; directions are those of the configured one where
-    the graph knows what it reads, else of ``"grad_norm"``.
+    Null spaces and directions are those of ``"amplify"`` or ``"renew"`` where that is what a
+    teleport would do, and of a function that is given; else those of ``"grad_norm"``.
 
     Raises:
         TypeError: If ``config`` is no ``TeleportConfig``.
@@ -101,15 +115,7 @@ def inspect(graph: LayerGraph, config: TeleportConfig | None = None) -> list[Lay
     config = TeleportConfig.checked(config)
     with graph.exact():
         attempt = _Run(graph, config, Engine(config.tangent), None)
-        if isinstance(config.objective, str):
-            attempt.objective = "grad_norm"
-        lin = graph.linearize()
-        attempt.lent = [attempt.joint(lin)]
-        _finite(attempt.lent[0].loss)
-        attempt.prepare(lin)
-        del lin
-        attempt.directions(last=True)
-        return attempt.layer_reports()
+        return graph.collective.attempt(attempt.look)
 
 
 def _finite(loss: Array) -> None:
@@ -137,31 +143,33 @@ class _Run:
 
     def __post_init__(self) -> None:
         """Resolve what the configuration leaves open."""
-        self.objective: str | Objective = self.config.objective
-        if self.objective == "auto":
-            both = self.graph.has_optimizer and "others" in self.graph.batches
-            self.objective = "look_ahead" if both else "grad_norm"
+        self.shrunk: Array | float = math.nan
+        self.objective = chosen(self.config.objective, self.graph, np.float64(0))
         self.radius = radius_of(self.config, 1, self.given)
         self.scale: Array | None = None
         self._grad_norm: Array | None = None
-        self._whole = False
+        self._whole: Sequence[Array] | None = None
 
     def __call__(self) -> Outcome:
         start, graph = time.perf_counter(), self.graph
         lin = graph.linearize(again=self.config.steps > 1)
         joint = self.joint(lin)
         _finite(joint.loss)
-        before = judge.look(graph, joint.loss, joint.gradients, armijo=self._armijo, screen=True)
+        self.choose(lin)
+        before = self._look(joint.loss, joint.gradients, screen=True)
         self.cost += before.cost
         xp = ar.namespace(joint.loss)
         stops: dict[Code, Array] = {
+            Cause.APART: self._apart(joint.loss),
             Cause.INFINITE: ~xp.isfinite(joint.loss),
             Cause.GRADIENT: ~xp.isfinite(before.grad_norm),
             Cause.SCREEN: before.overshoots(),
         }
+        if self.config.objective == "auto" and self.objective == "look_ahead":
+            stops[Cause.HEALTHY] = ~follows(graph, [ar.dense(g) for g in joint.gradients])
         first = (joint.loss, list(map(ar.dense, joint.gradients))) if graph.repeatable else None
         if not ar.known(judge.first(stops) > 0):
-            self.prepare(lin)
+            self.prepare(joint)
             self._grad_norm, self.lent = before.grad_norm, [joint]
             del lin, joint
             self._ascend()
@@ -175,10 +183,48 @@ class _Run:
         after, last, code = self._judged(before)
         return self._settle(start, before, after, xp.where(stop > 0, stop, code), first, last)
 
+    def look(self) -> list[LayerReport]:
+        """Return what a teleport would find at every weight."""
+        lin = self.joint(self.graph.linearize())
+        _finite(lin.loss)
+        self.choose(lin)
+        if isinstance(self.objective, str) and self.objective not in RESCALING:
+            self.objective = "grad_norm"
+        self.prepare(lin)
+        self.lent = [lin]
+        del lin
+        self.directions(last=True)
+        return self.layer_reports()
+
     def joint(self, lin: Linearization) -> Linearization:
         """Return a linearization with loss and gradients of all replicas together."""
-        mean = self.graph.collective.mean
-        return replace(lin, loss=mean(lin.loss), gradients=[mean(g) for g in lin.gradients])
+        together = self.graph.collective
+        gradients = together.gradients(lin.gradients, self.graph.weights())
+        return replace(lin, loss=together.mean(lin.loss), gradients=gradients)
+
+    def _apart(self, like: Array) -> Array:
+        """Whether the weights of the replicas differ, 0-d bool."""
+        if self.graph.collective.size > 1:
+            return self.graph.collective.apart(self.graph.weights())
+        return ar.namespace(like).zeros_like(like) != 0
+
+    def choose(self, lin: Linearization) -> None:
+        """Settle on the objective, and on the settings that come with it."""
+        if all(self.graph.collective.gather(bool(lin.sites))):
+            self.shrunk = vanishing(lin.sites, self.graph.collective)
+            self.objective = chosen(self.config.objective, self.graph, self.shrunk)
+        self.config = settled(self.config, self.objective)
+
+    def _look(self, loss: Array, gradients: Vector, *, screen: bool = False) -> Look:
+        """Measure a point as the objective asks."""
+        judged, graph = self._judged_by_step, self.graph
+        armijo = self.objective not in JUDGED  # those bound themselves; others are unbounded
+        return judge.look(graph, loss, gradients, optimizer=judged, armijo=armijo, screen=screen)
+
+    @property
+    def _judged_by_step(self) -> bool:
+        """Whether the optimizer's next step judges a move."""
+        return self.graph.has_optimizer and self.objective not in RESCALING
 
     def prepare(self, lin: Linearization) -> None:
         """Find the layers that may move, at the first linearization."""
@@ -214,7 +260,7 @@ class _Run:
         sparse = factors(self.layers, lin, graph.weights()) if graph.factors else {}
         plain_gradient = self.objective == "grad_norm" and graph.collective.size == 1
         along = [sparse.get(i, g) if plain_gradient else g for i, g in enumerate(lin.gradients)]
-        wish = pull(self.objective, graph, along)
+        wish = pull(self.objective, graph, along, (self.layers, lin.sites))
         self._whole = wish.whole
         self.cost += wish.cost
         step = None if wish.v is None else self._relative(wish.v)
@@ -237,8 +283,8 @@ class _Run:
         del lin
         while wish.v is not None and step is not None:
             try:
-                self.cost += self.engine(graph, wish.v, step, collected, bits, replay_cost)
-                self.cost += net.FORWARD
+                ask = partial(self.engine, graph, wish.v, step, collected, bits, replay_cost)
+                self.cost += graph.collective.attempt(ask) + net.FORWARD
                 self.tangent = self.engine.choose(bits)
                 break
             except net.TangentUnavailable:
@@ -268,7 +314,8 @@ class _Run:
             return
         layers, found = [self.layers[b] for b in moving], [self.found[b] for b in moving]
         reach = self.radius / self.config.steps
-        factor, lengths = factors_of(layers, found, reach, self.config, whole=self._whole)
+        whole = None if self._whole is None else [self._whole[b] for b in moving]
+        factor, lengths = factors_of(layers, found, reach, self.config, whole=whole)
         for i, b in enumerate(moving):
             moved, changes = step_of(layers[i], found[i], factor[i], lengths[i], self.graph)
             self.moved[b] = self.moved[b] + moved if b in self.moved else moved
@@ -303,8 +350,8 @@ class _Run:
 
     def _looked(self, before: Look) -> tuple[Look, Any, Array]:
         loss, gradients = mean_gradient(self.graph, "batch", None)
-        after = judge.look(self.graph, loss, gradients, armijo=self._armijo)
-        code = judge.verdict(before, after, self.config, optimizer=self.graph.has_optimizer)
+        after = self._look(loss, gradients)
+        code = judge.verdict(before, after, self.config, optimizer=self._judged_by_step)
         kept = (loss, list(gradients)) if self.graph.repeatable else None
         return after, kept, code
 
@@ -312,9 +359,11 @@ class _Run:
         self, start: float, before: Look, after: Look, cause: Array, first: Any, last: Any
     ) -> Outcome:
         """Keep or undo the move, and say so."""
+        xp, apart = ar.namespace(cause), self._apart(cause) & (cause == 0)
+        cause = xp.where(apart, xp.full_like(cause, int(Cause.APART)), cause)
         accepted = ~self.graph.collective.agree(cause != 0)
         if ar.traced(cause):
-            share = ar.namespace(cause).astype(accepted, before.grad_norm.dtype)
+            share = xp.astype(accepted, before.grad_norm.dtype)
         else:
             accepted, share = bool(accepted), float(accepted)
         self.graph.keep(share)
@@ -330,17 +379,10 @@ class _Run:
             seconds=0.0 if ar.traced(before.loss) else time.perf_counter() - start,
             cost=self.cost,
             tangent=self.tangent,
+            shrinkage=ar.plain(self.shrunk),
             layers=self.layer_reports(ar.plain(share)),
         )
         return Outcome(report, _either(accepted, last, first))
-
-    @property
-    def _armijo(self) -> bool:
-        """Whether the optimizer's step is tested on the captured batch.
-
-        ``look_ahead`` bounds itself, and so does its control; others are unbounded.
-        """
-        return self.objective not in JUDGED
 
     @property
     def _exact(self) -> bool:
@@ -358,6 +400,8 @@ class _Run:
         layer, found, moved = self.layers[b], self.found[b], self.moved.get(b)
         block, output = layer.block, ar.positive(layer.output_norm)
         tests = found.obstacles(layer)
+        if self._whole is not None:
+            tests[Hold.HEALTHY] = self._whole[b] == 0
         if moved is None:
             moved = Moved(*[0 * layer.weight_norm] * 6)
         else:

@@ -41,7 +41,7 @@ from nullport._sites import Axes, DenseSite, GradientSite, Layout, Site, matrix
 __all__ = [
     "BACKWARD", "FORWARD", "GRADIENT", "MISMATCH", "Array", "Axes", "Change", "Collective", "Dense",
     "DenseSite", "FunctionalGraph", "GradientSite", "LayerGraph", "Layout", "Linearization",
-    "LowRank", "Matrix", "NotSeparable", "Parameter", "Part", "Receive", "Site",
+    "LowRank", "Matrix", "NotSeparable", "Parameter", "Part", "Receive", "ReplicaFailed", "Site",
     "TangentUnavailable", "Use", "Vector", "dense", "factored", "matrix", "namespace", "norm",
     "parts", "scaled", "separated", "shifted", "widen",
 ]  # fmt: skip
@@ -62,6 +62,13 @@ A site that is passed over has a tangent of 0.
 
 class TangentUnavailable(RuntimeError):  # noqa: N818
     """Raised by an adapter whose forward-mode differentiation cannot handle this network."""
+
+
+class ReplicaFailed(Exception):  # noqa: N818
+    """Raised by a :class:`Collective` where another replica failed, so that none may go on.
+
+    No ``RuntimeError``, which adapters take for a rule that forward mode lacks.
+    """
 
 
 @dataclass(frozen=True)
@@ -276,6 +283,15 @@ class LayerGraph(ABC):
         """
         del parameter
         return layout.read(array)
+
+    def pack(self, direction: Matrix) -> Any:
+        """Return the direction of a layer, (..., out, in), as it is kept until all are known."""
+        return direction
+
+    def unpack(self, kept: Any) -> Matrix:
+        """Return a direction that was kept by :meth:`pack`."""
+        direction: Matrix = kept
+        return direction
 
     def exact(self) -> AbstractContextManager[Any]:
         """Return the context in which the core computes, with the full precision of the dtypes."""

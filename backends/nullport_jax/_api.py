@@ -9,7 +9,9 @@ from jax.typing import ArrayLike
 
 import nullport
 from nullport import LayerReport, TeleportConfig, TeleportReport
+from nullport_jax._collective import Name
 from nullport_jax._graph import JaxGraph
+from nullport_jax._meshes import automatic
 
 Params = Any
 LossFn = Callable[..., Any]
@@ -26,6 +28,7 @@ def teleport(
     config: TeleportConfig | None = None,
     radius: ArrayLike | None = None,
     has_aux: bool = False,
+    axis_name: Name | None = None,
 ) -> tuple[Params, TeleportReport]:
     """Move parameters so that the loss stays and its gradient, or another objective, improves.
 
@@ -45,26 +48,35 @@ def teleport(
         config: Settings; the defaults if None.
         radius: Relative length of the move, where ``config`` leaves it open; may be traced.
         has_aux: Whether ``loss_fn`` returns a pair that begins with the loss.
+        axis_name: Inside ``pmap`` or ``shard_map``, the axis, or a tuple of axes, along which
+            replicas hold equal parameters and batches of their own. The teleport is then that of
+            the joint batch, whose loss is the mean of the replicas' losses.
 
     Returns:
         The parameters, moved or as they were, and the report; its numbers are 0-d arrays.
 
     Raises:
         TypeError: If ``config`` is no ``TeleportConfig``.
-        ValueError: If the loss is no scalar float, or no parameter is used by a linear map.
+        ValueError: If the loss is no scalar float, exchanges something along an axis that is not
+            named, or no parameter is used by a linear map.
     """
-    graph = JaxGraph(
-        loss_fn,
-        params,
-        batch,
-        guard=guard,
-        others=others,
-        tx=tx,
-        opt_state=opt_state,
-        has_aux=has_aux,
-    )
-    report = nullport.teleport(graph, config, radius=radius)
-    return graph.params, report
+
+    def work(params: Any, batch: Any, guard: Any, others: Any, state: Any, radius: Any) -> Any:
+        graph = JaxGraph(
+            loss_fn,
+            params,
+            batch,
+            guard=guard,
+            others=others,
+            tx=tx,
+            opt_state=state,
+            has_aux=has_aux,
+            axis_name=axis_name,
+        )
+        report = nullport.teleport(graph, config, radius=radius)
+        return graph.params, graph.first(report)
+
+    return automatic(work, (params, batch, guard, others, opt_state, radius), params)
 
 
 def inspect(
@@ -73,6 +85,7 @@ def inspect(
     *batch: Any,
     config: TeleportConfig | None = None,
     has_aux: bool = False,
+    axis_name: Name | None = None,
 ) -> list[LayerReport]:
     """List every weight with what a teleport would find there; nothing is moved.
 
@@ -82,6 +95,7 @@ def inspect(
         *batch: As for :func:`teleport`.
         config: Settings; the defaults if None.
         has_aux: As for :func:`teleport`.
+        axis_name: As for :func:`teleport`.
 
     Returns:
         One entry per weight: its map, inputs, samples, null space, and why it would not move.
@@ -90,4 +104,9 @@ def inspect(
         TypeError: As :func:`teleport`.
         ValueError: As :func:`teleport`.
     """
-    return nullport.inspect(JaxGraph(loss_fn, params, batch, has_aux=has_aux), config)
+
+    def work(params: Any, batch: Any) -> tuple[None, list[LayerReport]]:
+        graph = JaxGraph(loss_fn, params, batch, has_aux=has_aux, axis_name=axis_name)
+        return None, graph.first(nullport.inspect(graph, config))
+
+    return automatic(work, (params, batch), None)[1]

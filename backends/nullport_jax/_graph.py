@@ -17,6 +17,7 @@ from jax.experimental.shard_alike import shard_alike
 
 from nullport.network import (
     Change,
+    Collective,
     FunctionalGraph,
     Layout,
     Linearization,
@@ -26,6 +27,7 @@ from nullport.network import (
     scaled,
     shifted,
 )
+from nullport_jax._collective import Axis, Name, check_axes
 from nullport_jax._optimizer import updates
 from nullport_jax._program import Known, Leaves, Loss, Program
 from nullport_jax._tree import Arrays, describe
@@ -55,6 +57,7 @@ class JaxGraph(FunctionalGraph):
         tx: Any = None,
         opt_state: Any = None,
         has_aux: bool = False,
+        axis_name: Name | None = None,
     ) -> None:
         """Wrap a loss, its parameters and batches, and the optimizer that trains them.
 
@@ -67,15 +70,20 @@ class JaxGraph(FunctionalGraph):
             tx: An optax gradient transformation, or None.
             opt_state: Its state. For it, leaves of ``params`` that are no floats are None.
             has_aux: Whether ``loss_fn`` returns more than the loss.
+            axis_name: Axis of ``pmap`` or ``shard_map`` along which batches differ.
 
         Raises:
-            ValueError: If no parameter is an array of floats, or the loss is no scalar float.
+            ValueError: If no parameter is an array of floats, the loss is no scalar float, or it
+                exchanges something along an axis that is not named.
         """
         self._loss_fn, self._has_aux = loss_fn, has_aux
-        self._tx, self._opt_state = tx, opt_state
+        self._axis = None if axis_name is None else Axis(axis_name)
+        self.collective = self._axis or Collective()
+        self._axis_name = axis_name
+        self._tx, self._opt_state = tx, self._vary(opt_state)
         self._tree = Arrays(params)
-        leaves = self._tree.arrays
-        super().__init__(leaves, [*map(describe, self._tree.paths, leaves)])
+        self._given = leaves = self._tree.arrays
+        super().__init__(self._vary(leaves), [*map(describe, self._tree.paths, leaves)])
         self._live = [i for i, p in enumerate(self.parameters) if p.movable]
         if not self._live:
             msg = f"params holds {len(leaves)} arrays, none of them of floats"
@@ -83,7 +91,9 @@ class JaxGraph(FunctionalGraph):
         self._value: jax.Array | None = None
         self._outputs: Known = None
         given = {"batch": batch, "guard": guard, "others": others}
-        self._data = {name: Arrays(tuple(b)) for name, b in given.items() if b is not None}
+        self._data = {
+            name: Arrays(self._vary(tuple(b))) for name, b in given.items() if b is not None
+        }
         self._program = self._traced()
         self._losses: dict[str, Loss] = {
             name: Loss(self._function(b), self._live) for name, b in self._data.items()
@@ -104,9 +114,21 @@ class JaxGraph(FunctionalGraph):
                     f"(of a pair, with has_aux=True)"
                 )
                 raise ValueError(msg)
-            return loss
+            return self._vary(loss)
 
         return function
+
+    def _vary(self, tree: T) -> T:
+        """Return a pytree typed as different on every replica."""
+        return tree if self._axis is None else self._axis.vary(tree)
+
+    def alike(self, tree: T, like: Any) -> T:
+        """Return a pytree typed as equal on all replicas where ``like`` is."""
+        return tree if self._axis is None else self._axis.same(tree, like)
+
+    def first(self, tree: T) -> T:
+        """Return a pytree typed as equal on all replicas."""
+        return tree if self._axis is None else jax.tree.map(self._axis.first, tree)
 
     def _traced(self) -> Program:
         batch = self._data["batch"]
@@ -114,17 +136,19 @@ class JaxGraph(FunctionalGraph):
         closed = jax.make_jaxpr(lambda *flat: function(list(flat[:count]), list(flat[count:])))(
             *self._weights, *batch.arrays
         )
-        return Program(closed, self._live)
+        check_axes(closed, self._axis_name)
+        return Program(closed, self._live, self._vary)
 
     @property
     def params(self) -> Any:
         """The current parameters, in the structure they were given in."""
-        return self._tree.tree(self._weights)
+        return self._tree.tree(self.alike(self._weights, self._given))
 
     def like_params(self, gradients: Vector) -> Any:
         """Return gradients in the structure of the parameters, 0 where there is none."""
         pairs = zip(self._weights, gradients, strict=True)
-        return self._tree.tree([jnp.zeros_like(w) if g is None else g for w, g in pairs])
+        found = [jnp.zeros_like(w) if g is None else g for w, g in pairs]
+        return self._tree.tree(self.alike(found, self._given))
 
     def exact(self) -> contextlib.AbstractContextManager[Any]:
         """Return the context the core runs in: products as exact as their dtype."""
@@ -241,9 +265,10 @@ class JaxGraph(FunctionalGraph):
     def keep(self, share: jax.Array | float) -> None:
         """Keep a share of all changes, spread over devices as the weights were."""
         super().keep(share if isinstance(share, Tracer) else float(share))
-        pairs = zip(self._weights, self._start, strict=True)
-        self._weights = [new if new is old else _spread(new, old) for new, old in pairs]
         self._value = None
+        if self._axis is None:  # else this is one replica's own, on one device
+            pairs = zip(self._weights, self._start, strict=True)
+            self._weights = [new if new is old else _spread(new, old) for new, old in pairs]
 
     def release(self) -> None:
         """Free the outputs of the sites."""
@@ -257,9 +282,9 @@ class JaxGraph(FunctionalGraph):
         def branch(weights: Leaves, values: T) -> tuple[Leaves, T]:
             self._weights, self._value = weights, None
             values = then(values)
-            return self._weights, values
+            return self._vary((self._weights, values))
 
-        same: tuple[Leaves, T] = (self._weights, values)
+        same: tuple[Leaves, T] = self._vary((self._weights, values))
         self._weights, values = jax.lax.cond(flag, branch, lambda *same: same, *same)
         self._value = None  # that of one branch
         return values

@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import optax
 
 from nullport import Rule, State, TeleportConfig, run
+from nullport_jax._collective import Name
 from nullport_jax._graph import JaxGraph
+from nullport_jax._meshes import automatic
 
 
 class TeleportingState(NamedTuple):
@@ -43,6 +45,7 @@ def teleporting(
     config: TeleportConfig | None = None,
     example: tuple[Any, ...] | None = None,
     has_aux: bool = False,
+    axis_name: Name | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Teleport every so often, and train with ``tx`` from the better place.
 
@@ -62,6 +65,8 @@ def teleporting(
             ``update`` takes them as ``others=`` and ``guard=``; with neither, moves are judged by
             the loss and the optimizer's own step alone.
         has_aux: Whether ``loss_fn`` returns a pair that begins with the loss.
+        axis_name: The axis of ``pmap`` or ``shard_map`` along which batches differ, as for
+            :func:`nullport_jax.teleport`. ``update`` takes gradients that are averaged over it.
 
     Returns:
         The transformation. At a teleport its updates are the move and the step of ``tx`` at the
@@ -72,7 +77,7 @@ def teleporting(
         ValueError: If ``every`` or ``horizon`` is not allowed.
     """
     rule, settings = Rule.parse(every, horizon), TeleportConfig.checked(config)
-    made = _Teleporting(tx, loss_fn, rule, settings, example, has_aux)
+    made = _Teleporting(tx, loss_fn, rule, settings, example, has_aux, axis_name)
     return optax.GradientTransformationExtraArgs(made.init, made.update)
 
 
@@ -86,6 +91,7 @@ class _Teleporting:
     config: TeleportConfig
     example: tuple[Any, ...] | None
     has_aux: bool
+    axis_name: Name | None = None
 
     def init(self, params: Any) -> TeleportingState:
         """Return the state before the first step."""
@@ -97,7 +103,8 @@ class _Teleporting:
             )
             recent = (blank, blank, count)
         policy = self.rule.start(jnp.zeros((), jnp.float32))
-        return TeleportingState(self.tx.init(params), policy, recent, count, count, count)
+        own = jax.tree.map(jnp.copy, (policy, recent, count, count, count))
+        return TeleportingState(self.tx.init(params), *own)  # no buffer twice, to be donated
 
     def update(
         self,
@@ -144,6 +151,13 @@ class _Teleporting:
         self, state: TeleportingState, params: Any, batches: Any, extra: dict[str, Any]
     ) -> tuple[Any, TeleportingState]:
         """Teleport, and make the step at the parameters that are settled on."""
+        both = params, state
+        args = (state, params, batches, extra)
+        return automatic(lambda *given: (self._jumped(*given), ()), args, both)[0]
+
+    def _jumped(
+        self, state: TeleportingState, params: Any, batches: Any, extra: dict[str, Any]
+    ) -> tuple[Any, TeleportingState]:
         batch, guard, others = batches
         graph = JaxGraph(
             self.loss_fn,
@@ -154,8 +168,10 @@ class _Teleporting:
             tx=self.tx,
             opt_state=state.inner,
             has_aux=self.has_aux,
+            axis_name=self.axis_name,
         )
         report, found = run(graph, self.config)
+        report = graph.first(report)
         assert found is not None  # a JaxGraph is repeatable
         gradient = graph.like_params(found[1])
         if "grad" in extra:  # a line search's: the one that was passed is of other parameters
@@ -165,7 +181,7 @@ class _Teleporting:
         accepted = jnp.asarray(report.accepted)
         return moved, after._replace(
             # The step's gradient is the teleport's; the caller's, which nobody uses, was made too.
-            policy=self.rule.update(state.policy, accepted, report.cost),
+            policy=self.rule.update(state.policy, accepted, report.cost, report.stuck),
             accepted=state.accepted + accepted,
             refused=state.refused + ~accepted,
             cause=jnp.asarray(report.cause, jnp.int32),

@@ -103,8 +103,17 @@ class Loss:
 class Program(Loss):
     """A loss, its gradient, and its sites."""
 
-    def __init__(self, closed: ClosedJaxpr, live: Sequence[int]) -> None:
-        """Read the jaxpr of a loss whose first inputs are the leaves."""
+    def __init__(
+        self,
+        closed: ClosedJaxpr,
+        live: Sequence[int],
+        vary: Callable[[Leaves], Leaves] = lambda leaves: leaves,
+    ) -> None:
+        """Read the jaxpr of a loss whose first inputs are the leaves.
+
+        What is added to the outputs of sites is given the types of arrays that ``vary``.
+        """
+        self._vary = vary
 
         def function(leaves: Leaves, arrays: Leaves) -> jax.Array:
             loss: jax.Array = jaxpr_as_fun(closed)(*leaves, *arrays)[0]
@@ -180,14 +189,16 @@ class Program(Loss):
     def _direction(self, leaves: Leaves, v: Vector) -> Leaves:
         """Return ``v`` for the live leaves, 0 where it is None."""
         return [
-            jnp.zeros_like(leaves[i]) if v[i] is None else jnp.asarray(v[i], leaves[i].dtype)
+            self._vary([jnp.zeros_like(leaves[i])])[0]
+            if v[i] is None
+            else jnp.asarray(v[i], leaves[i].dtype)
             for i in self._live
         ]
 
     def _tapped(
         self, leaves: Leaves, arrays: Leaves, eps: Leaves | None = None, known: Known = None
     ) -> tuple[jax.Array, Tapped]:
-        eps = self.reading.zeros() if eps is None else eps
+        eps = self._zeros() if eps is None else eps
         return self._evaluated(leaves, arrays, dict(enumerate(eps)), known)
 
     def _evaluated(
@@ -204,7 +215,7 @@ class Program(Loss):
             return self._tapped(self._merged(leaves, live), arrays, eps, known)
 
         both = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
-        return both(live, self.reading.zeros())
+        return both(live, self._zeros())
 
     def _linearize(self, leaves: Leaves, arrays: Leaves, known: Known) -> Any:
         return *self._kept(leaves, arrays, known)[:3], None
@@ -224,6 +235,9 @@ class Program(Loss):
                 (held(spec, part, spec.inputs(tap[1], *sizes)), delta, size, factors.get(k))
             )
         return loss, found, parts, {key: tap[0] for key, tap in tapped.items()}
+
+    def _zeros(self) -> Leaves:
+        return self._vary(self.reading.zeros())
 
     def _site(
         self, share: Share, inputs: jax.Array, delta: Any, size: jax.Array, factors: Scales | None
@@ -275,7 +289,7 @@ class Program(Loss):
             assert isinstance(spec, DenseSpec)  # Reading.products has no others
             return lambda x: spec.outputs(change.outputs(spec.inputs(x)))
 
-        eps: dict[int, Added] = dict(enumerate(self.reading.zeros()))
+        eps: dict[int, Added] = dict(enumerate(self._zeros()))
         eps |= {i: added(self.reading.specs[i], change) for i, change in factors.items()}
         tapped = self._evaluated(leaves, arrays, eps)[1]
         return self._all_inputs(tapped, self._factors(leaves, arrays))

@@ -7,6 +7,7 @@ from torch.optim import Optimizer
 
 import nullport as core
 from nullport import Engine, LayerReport, TeleportConfig, TeleportReport
+from nullport_torch._distributed import Group, replicas_of
 from nullport_torch._graph import Closure, TorchGraph
 
 
@@ -19,6 +20,7 @@ def teleport(
     others: Closure | None = None,
     config: TeleportConfig | None = None,
     engine: Engine | None = None,
+    group: Group = "auto",
 ) -> TeleportReport:
     """Move the weights of ``model`` in place so that the loss stays and its gradient grows.
 
@@ -38,6 +40,9 @@ def teleport(
         others: A closure over yet other samples, for the objective ``"look_ahead"``.
         config: Settings; the defaults if None.
         engine: Tangent engine that remembers earlier teleports of the same model.
+        group: The process group whose ranks hold these weights, or None for this process alone;
+            by default that of the model's ``DistributedDataParallel``, else all processes. All
+            have to make this call, each on its own batch; the teleport is that of all batches.
 
     Returns:
         The report; ``report.accepted`` tells whether the weights moved.
@@ -48,13 +53,19 @@ def teleport(
             samples, nothing can be captured, or the closure is not a function of the weights.
         RuntimeError: If the closure calls ``backward``. After any error, weights, buffers and
             random states are bit for bit as before.
+        ReplicaFailed: If another rank raised one of these.
     """
-    graph = TorchGraph(model, closure, guard, others=others, optimizer=optimizer)
+    replicas = replicas_of(model, group)
+    graph = TorchGraph(model, closure, guard, others=others, optimizer=optimizer, replicas=replicas)
     return core.teleport(graph, config, engine=engine)
 
 
 def inspect(
-    model: nn.Module, closure: Closure, *, config: TeleportConfig | None = None
+    model: nn.Module,
+    closure: Closure,
+    *,
+    config: TeleportConfig | None = None,
+    group: Group = "auto",
 ) -> list[LayerReport]:
     """List every weight with what a teleport would find there; nothing is moved.
 
@@ -62,6 +73,7 @@ def inspect(
         model: The network.
         closure: As for :func:`teleport`.
         config: Settings; the defaults if None.
+        group: As for :func:`teleport`.
 
     Returns:
         One entry per weight: its map, inputs, samples, null space, and why it would not move.
@@ -70,4 +82,4 @@ def inspect(
         TypeError: As :func:`teleport`.
         ValueError: As :func:`teleport`.
     """
-    return core.inspect(TorchGraph(model, closure), config)
+    return core.inspect(TorchGraph(model, closure, replicas=replicas_of(model, group)), config)

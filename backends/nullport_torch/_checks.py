@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from nullport.network import Parameter, TangentUnavailable
+from nullport_torch._sharded import local
 
 
 class ClosureChanged(ValueError):  # noqa: N818
@@ -36,12 +37,15 @@ def sharing_memory(parameters: Sequence[Tensor]) -> set[int]:
     """Return the ``id`` of every parameter whose memory overlaps another's."""
     shared: set[int] = set()
     end, last = 0, None
-    for p in sorted((p for p in parameters if _has_memory(p)), key=lambda p: p.data_ptr()):
-        if last is not None and p.data_ptr() < end:
+    parts = [(p, local(p)) for p in parameters if _has_memory(p)]
+    for p, part in sorted(parts, key=lambda pair: pair[1].data_ptr()):
+        if not part.numel():  # this rank has none of it
+            continue
+        if last is not None and part.data_ptr() < end:
             shared |= {id(p), id(last)}
-        span = sum((n - 1) * s for n, s in zip(p.shape, p.stride(), strict=True)) + 1
-        if p.data_ptr() + span * p.element_size() > end:
-            end, last = p.data_ptr() + span * p.element_size(), p
+        span = sum((n - 1) * s for n, s in zip(part.shape, part.stride(), strict=True)) + 1
+        if part.data_ptr() + span * part.element_size() > end:
+            end, last = part.data_ptr() + span * part.element_size(), p
     return shared
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from nullport.network import (
@@ -21,6 +22,7 @@ from nullport.network import (
     Layout,
     Linearization,
     LowRank,
+    Matrix,
     Parameter,
     Receive,
     Site,
@@ -47,12 +49,14 @@ from nullport_torch._derivatives import (
     site_by_gradient,
     with_derivatives,
 )
+from nullport_torch._distributed import Replicas, replicas_of
 from nullport_torch._lengths import elsewhere, gradients_proper
 from nullport_torch._lookups import Lookups, freed
-from nullport_torch._optimizer import step_of_copy
 from nullport_torch._recorder import Added, Recorder, Replacement, Route
 from nullport_torch._seen import Seen, site_of
+from nullport_torch._sharded import Shards, in_parts, is_spread, spread, whole
 from nullport_torch._weights import Weights, strided
+from nullport_torch._zero import step_over_ranks
 
 T = TypeVar("T")
 
@@ -74,23 +78,30 @@ class TorchGraph(LayerGraph):
         others: Closure | None = None,
         optimizer: Optimizer | None = None,
         keep: bool = False,
+        replicas: Replicas | None = None,
     ) -> None:
         """Wrap a model, the closures over it, and the optimizer that trains it.
 
-        With ``keep`` the gradient at the weights that are settled on may be handed over.
+        With ``keep`` the gradient at the weights that are settled on may be handed over. Other
+        processes that train the same weights are ``replicas``, by default those of its wrapper.
         """
         if torch.is_inference_mode_enabled():
             msg = "teleports need gradients: call them outside torch.inference_mode()"
             raise RuntimeError(msg)
+        self._replicas = replicas_of(model) if replicas is None else replicas
+        self.collective = self._replicas.collective
         given, model = model, unwrap(model)
         closures = {"batch": closure, "guard": guard, "others": others}
         self._closures = {name: c for name, c in closures.items() if c is not None}
         self.batches = frozenset({*self._closures} - {"batch"})
         self._optimizer, self.has_optimizer = optimizer, optimizer is not None
+        self._shards = Shards(model)
         self._ambient = Ambient(model)
         named = list(model.named_parameters())
         self._tensors: list[Tensor] = [p for _, p in named]
         self._weights = Weights(self._tensors)
+        # Parameters that are spread over ranks are kept in parts; factors would be whole weights.
+        self.factors = not any(map(is_spread, self._tensors))
         shared = sharing_memory(self._tensors)
         self._parameters = [describe(name, p, id(p) in shared) for name, p in named]
         self._live = [i for i, p in enumerate(self._parameters) if p.movable]
@@ -104,7 +115,8 @@ class TorchGraph(LayerGraph):
         self._guarded: dict[int, list[Tensor]] | None = None
         self._copies: dict[object, Tensor] = {}
         self._takes_gradients = False
-        self._keep = keep and model is given and self._all_known()
+        seen_through = model is given or isinstance(given, DistributedDataParallel)
+        self._keep = keep and seen_through and self._all_known()
         if not self._live:
             reasons = sorted({p.reason for p in self._parameters}) or ["it has no parameters"]
             msg = f"the model has no trainable parameter: {'; '.join(reasons)}"
@@ -128,9 +140,31 @@ class TorchGraph(LayerGraph):
         trained = [p for group in self._optimizer.param_groups for p in group["params"]]
         return all(id(p) in live for p in [*trained, *self._tensors] if p.requires_grad)
 
-    def exact(self) -> contextlib.AbstractContextManager[None]:
-        """Return the context the core runs in."""
-        return self._ambient.exact()
+    def exact(self) -> contextlib.ExitStack:
+        """Return the context the core runs in, in which wrappers are passed by."""
+        stack = contextlib.ExitStack()
+        stack.enter_context(self._replicas.passed_by())
+        stack.enter_context(self._ambient.exact())
+        stack.callback(self._shards.settle)
+        return stack
+
+    @contextlib.contextmanager
+    def _forward(self, *, grad: bool, everything: bool = False) -> Iterator[None]:
+        """Run the closure in; weights that are gathered for it are gathered anew."""
+        self._shards.settle()
+        with self._ambient.forward(grad=grad, everything=everything):
+            yield
+
+    def _recorder(
+        self,
+        replace: Replacement | None = None,
+        receive: Receive | None = None,
+        added: Added | None = None,
+        route: Route | None = None,
+    ) -> Recorder:
+        gathered = self._shards.gathered if self._shards.any else None
+        tracked = [(i, self._tensors[i]) for i in self._live]
+        return Recorder(tracked, replace, receive, added, route, gathered)
 
     def weights(self) -> list[Tensor]:
         """Return the current parameters."""
@@ -138,7 +172,7 @@ class TorchGraph(LayerGraph):
 
     def read(self, parameter: int, array: Tensor, layout: Layout) -> Tensor:
         """Return the elements that ``layout`` names, (..., out, in) or (..., out)."""
-        view = strided(dense(array, self._tensors[parameter]), layout)
+        view = strided(dense(whole(array), self._tensors[parameter]), layout)
         return view.reshape(layout.shape)
 
     def linearize(
@@ -148,11 +182,13 @@ class TorchGraph(LayerGraph):
         if unchanged and self._retained is not None:
             return self._backward(*self._retained, again=again, checked=checked, reused=True)
         self._retained = None
-        recorder = Recorder([(i, self._tensors[i]) for i in self._live])
-        with self._ambient.forward(grad=True), recorder:
+        recorder = self._recorder()
+        with self._forward(grad=True), recorder:
             loss = checked_loss(self._closures["batch"]())
         # A training step would also draw random numbers and update buffers.
         self._keep = self._keep and self._ambient.untouched()
+        # Where one rank hands over and another does not, one waits for the other's backward pass.
+        self._keep = not self.collective.agree(not self._keep)
         self._inputs = [(s.inputs.shape, weakref.ref(s.inputs)) for s in recorder.seen]
         self._route = recorder.route
         self._weights.lengths = self._route.lengths
@@ -174,7 +210,7 @@ class TorchGraph(LayerGraph):
         """Run forward and backward at ``w - shift``, and record nothing."""
         everything = batch != "batch"
         with self._weights.shifted(shift, -1.0, self._live):
-            with self._ambient.forward(grad=True, everything=everything), NoBackward():
+            with self._forward(grad=True, everything=everything), NoBackward():
                 loss = checked_loss(self._closures[batch]())
             return loss.detach(), self._gradients(loss, self._live)
 
@@ -183,11 +219,16 @@ class TorchGraph(LayerGraph):
     ) -> list[Tensor | None]:
         """Return the gradients of all parameters, None where not asked for, and of the edges."""
         live: list[Any] = [self._tensors[i] for i in asked]
-        with torch.enable_grad():
-            flat = torch.autograd.grad(loss, [*live, *edges], allow_unused=True, retain_graph=again)
+        flat: Sequence[Tensor | None]
+        if self._shards.any:
+            flat = self._shards.gradients(loss, live, edges)
+        else:
+            inputs = [*live, *edges]
+            with torch.enable_grad():
+                flat = torch.autograd.grad(loss, inputs, allow_unused=True, retain_graph=again)
         gradients: list[Tensor | None] = [None] * len(self._tensors)
         for i, gradient in zip(asked, flat, strict=False):
-            gradients[i] = gradient
+            gradients[i] = None if gradient is None else spread(gradient, self._tensors[i])
         return [*gradients, *flat[len(live) :]]
 
     def _backward(
@@ -216,7 +257,7 @@ class TorchGraph(LayerGraph):
                 "checkpointing has to be used with use_reentrant=False)"
             )
             raise ValueError(msg)
-        keep = again and all(s.replayable for s in seen)
+        keep = again and self.factors and all(s.replayable for s in seen)
         self._retained = (loss, seen, uses) if keep else None
         used = {use.parameter for use in uses}
         self._unseen = [i for i in self._live if gradients[i] is not None and i not in used]
@@ -228,7 +269,7 @@ class TorchGraph(LayerGraph):
             return []
         if self._guarded is None:
             watch = Lookups()
-            with self._ambient.forward(grad=True, everything=True), watch:
+            with self._forward(grad=True, everything=True), watch:
                 self._closures["guard"]()
             self._guarded = watch.rows
         return self._guarded.get(id(table), [])
@@ -303,6 +344,8 @@ class TorchGraph(LayerGraph):
             tangent = v[index]
             if tangent is None or isinstance(tangent, LowRank):
                 return p.detach()
+            if not self.factors:
+                return p.detach() + scale * spread(tangent, p).to(p.dtype)
             out = None if slot is None else self._scratch(slot, p)
             return torch.add(p.detach(), tangent, alpha=scale, out=out)
 
@@ -330,7 +373,8 @@ class TorchGraph(LayerGraph):
             tangent = v[index]
             if tangent is None:
                 return p.detach()
-            stand_in: Tensor = forward_ad.make_dual(p.detach(), dense(tangent, p).to(p.dtype))
+            tangent = dense(spread(tangent, p), p).to(p.dtype)
+            stand_in: Tensor = forward_ad.make_dual(p.detach(), tangent)
             return stand_in
 
         def unpack(index: int, inputs: Tensor) -> None:
@@ -371,15 +415,14 @@ class TorchGraph(LayerGraph):
                 if distance > 0.2 * torch.linalg.vector_norm(base.float()):
                     how = "the inputs of its first linear map differ"
                     raise later(how)
-            if inputs.data_ptr() != base.data_ptr():  # the same data has no tangent
+            # The same data has no tangent; an address would not tell of a batch of 0 samples.
+            if not inputs.is_set_to(base):
                 with self._ambient.arithmetic():
                     receive(index, inputs)
 
-        tracked = [(i, self._tensors[i]) for i in self._live]
-
         def run(*, grad: bool) -> Recorder:
-            recorder = Recorder(tracked, replace, checked, added, self._route)
-            with self._ambient.forward(grad=grad), recorder:
+            recorder = self._recorder(replace, checked, added, self._route)
+            with self._forward(grad=grad), recorder:
                 self._closures["batch"]()
             return recorder
 
@@ -393,7 +436,7 @@ class TorchGraph(LayerGraph):
 
         def run(*, grad: bool) -> Tensor:
             everything = batch != "batch"
-            with self._ambient.forward(grad=grad, everything=everything), NoBackward():
+            with self._forward(grad=grad, everything=everything), NoBackward():
                 return scalar(self._closures[batch]()).detach()
 
         with self._weights.shifted(shift, -1.0, self._live):
@@ -417,8 +460,17 @@ class TorchGraph(LayerGraph):
             raise ValueError(msg)
         proper = gradients_proper(gradients, self._tensors, self._route.lengths)
         by_id = {id(p): g for p, g in zip(self._tensors, proper, strict=True)}
-        moved = step_of_copy(self._optimizer, by_id)
-        return [moved.get(id(p)) for p in self._tensors]
+        return step_over_ranks(self._optimizer, self._tensors, by_id, self.collective)
+
+    def pack(self, direction: Matrix) -> Any:
+        """Keep a direction in parts where the weights are."""
+        if self.factors or isinstance(direction, LowRank):
+            return direction
+        return in_parts(direction, next(p for p in self._tensors if is_spread(p)))
+
+    def unpack(self, kept: Any) -> Matrix:
+        """Return a direction, whole."""
+        return kept if isinstance(kept, LowRank) else whole(kept)
 
     def move(self, changes: Iterable[Change]) -> None:
         """Add each change to its parameter, keeping a copy of it."""

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from nullport_torch._sharded import copies as sharded_copies
+
 
 def step_of_copy(
     optimizer: Optimizer, gradients: Mapping[int, Tensor | None]
@@ -34,7 +36,7 @@ def step_of_copy(
     try:
         for p in originals:
             p.grad = None  # a gradient would be copied too
-        clone = copy.deepcopy(optimizer)
+        clone = copy.deepcopy(optimizer, sharded_copies(optimizer))
     finally:
         for p, grad in zip(originals, kept, strict=True):
             p.grad = grad

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
+from torch.nn import Parameter
 from torch.overrides import TorchFunctionMode
 
 from nullport.network import LowRank, NotSeparable, Part, Use
@@ -61,7 +62,8 @@ from nullport_torch._seen import (
     site_inputs,
     weight_layout,
 )
-from nullport_torch._weights import storage
+from nullport_torch._sharded import is_spread, whole
+from nullport_torch._weights import span
 
 _COPIES = {
     getattr(Tensor, name)
@@ -142,8 +144,11 @@ class Recorder(TorchFunctionMode):
         receive: Receive | None = None,
         added: Added | None = None,
         route: Route | None = None,
+        gathered: Callable[[Tensor], int | None] | None = None,
     ) -> None:
         """Watch the ``tracked`` parameters, given with their indices.
+
+        ``gathered`` tells of a parameter that is not tracked which one it stands for.
 
         With ``replace`` (what stands in for a parameter), ``receive`` (called with a site's
         index and input) and the ``route`` of the recording the pass is a replay, else a recording.
@@ -158,6 +163,7 @@ class Recorder(TorchFunctionMode):
         self.lookups: dict[int, list[Tensor]] = {}
         self.route = route or Route()
         self._replace, self._receive, self._added = replace, receive, added
+        self._gathered = gathered
         self._parameters = dict(tracked)
         self._calls, self._followed, self._kernels, self._copied = 0, 0, 0, False
         self._origins: dict[int, _Origin] = {}
@@ -166,7 +172,7 @@ class Recorder(TorchFunctionMode):
         self._starts, start = [0] * (1 + max(self._parameters, default=0)), 0
         for index in range(len(self._starts)):
             self._starts[index] = start
-            start += storage(self._parameters[index]).numel() if index in self._parameters else 0
+            start += span(self._parameters[index]) if index in self._parameters else 0
         for index, p in tracked:
             self._track(p, index, offset(p))
 
@@ -200,11 +206,26 @@ class Recorder(TorchFunctionMode):
         found = self._origins.get(id(value))
         if found is not None and found.ref() is value:
             return found
+        if self._gathered is not None:
+            for one in (value, value._base):
+                self._find(one)
+            found = self._origins.get(id(value))
+            if found is not None and found.ref() is value:
+                return found
         base = value._base if value._is_view() else None
         found = None if base is None else self._origins.get(id(base))
         if found is None or base is None or found.ref() is not base:
             return None
         return found if value.dtype == base.dtype else None  # a view may read the bits otherwise
+
+    def _find(self, value: Tensor | None) -> None:
+        """Track a parameter that is there only for the call of a module."""
+        if not isinstance(value, Parameter) or self._gathered is None:
+            return
+        index = self._gathered(value)
+        if index is not None and index in self._parameters:
+            self._parameters[index] = value
+            self._track(value, index, offset(value))
 
     def __torch_function__(
         self,
@@ -307,7 +328,8 @@ class Recorder(TorchFunctionMode):
     def _has_length(self, direction: Tensor, length: Tensor) -> bool:
         """Tell whether both are parameters as they are, so that the length can follow."""
         mine = self._parameters.values()
-        return all(any(t is p for p in mine) for t in (direction, length))
+        own = (direction, length)
+        return all(any(t is p for p in mine) and not is_spread(t) for t in own)
 
     def _normed(self, direction: Tensor, length: Tensor, dim: int = 0) -> Tensor:
         """Return ``direction * length / |direction|`` with the ratio of the lengths held.
@@ -369,6 +391,7 @@ class Recorder(TorchFunctionMode):
 
     def _site(self, call: Call, out: Tensor, args: Any, kwargs: Any) -> None:
         """Record the sites of a call, one for every part of its weight, or hand over inputs."""
+        call = replace(call, x=whole(call.x)) if is_spread(call.x) else call
         inputs, dense = site_inputs(call), not isinstance(call.how, Geometry)
         parts = self._parts(call, inputs)
         for part in [None] if parts is None else parts:
@@ -390,7 +413,7 @@ class Recorder(TorchFunctionMode):
     def _see(self, call: Call, part: Part | None, inputs: Tensor, out: Tensor) -> None:
         """Record one site."""
         edge = get_gradient_edge(out) if out.requires_grad else None
-        size = torch.linalg.vector_norm(output_rows(call, part, out.detach()))
+        size = whole(torch.linalg.vector_norm(output_rows(call, part, out.detach())))
         # A copy of the weight is kept by the autograd graph, which then misses a move.
         same = out.dtype == call.w.dtype and not self._copied
         half = min(out.dtype.itemsize, inputs.dtype.itemsize) < 4

@@ -12,6 +12,7 @@ from nullport.network import DenseSite, Layout, Part, Site
 from nullport_torch import _conv
 from nullport_torch._calls import Call, Contraction
 from nullport_torch._conv import ConvSite, Geometry
+from nullport_torch._sharded import whole
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ def site_of(seen: Seen, gradient: Tensor | None) -> Site:
     """Join what was seen in the forward pass with the gradient of the site's output."""
     call, part = seen.call, seen.part
     site: Site
+    gradient = None if gradient is None else whole(gradient)
     if isinstance(call.how, Geometry):
         batched = len(call.how.kernel) + 2
         if gradient is not None and gradient.ndim < batched:

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 import nullport
 from nullport import TeleportConfig
+from nullport_torch._distributed import Group, Watch
 from nullport_torch._freeze import bind, data_of, freeze, keeps_its_batch
 from nullport_torch._graph import Closure, TorchGraph
 
@@ -36,6 +37,7 @@ class Teleporter(nullport.Teleporter):
         every: int | str = "auto",
         horizon: int = 1000,
         config: TeleportConfig | None = None,
+        group: Group = "auto",
     ) -> None:
         """Watch a model.
 
@@ -48,6 +50,10 @@ class Teleporter(nullport.Teleporter):
                 3 % of the compute of ``horizon`` steps or more.
             horizon: Training steps the run is expected to take.
             config: Settings of each teleport; the defaults if None.
+            group: The process group whose ranks train this model together, each on batches of its
+                own, or None if this process trains it alone. ``"auto"`` finds the group of its
+                ``DistributedDataParallel``; without one, no teleport is made before training has
+                shown that the weights are kept equal on all ranks.
 
         Raises:
             TypeError: If ``config`` is no ``TeleportConfig``.
@@ -58,12 +64,22 @@ class Teleporter(nullport.Teleporter):
         super().__init__(every=every, horizon=horizon, config=config, judged=judged)
         self._model, self._optimizer = model, optimizer
         self._warned = False
+        self._watch = Watch(model, group)
+
+    def _obstacle(self) -> str:
+        return self._watch.obstacle()
 
     def _graph(
         self, batch: Closure, guard: Closure | None, others: Closure | None
     ) -> nullport.LayerGraph:
         return TorchGraph(
-            self._model, batch, guard, others=others, optimizer=self._optimizer, keep=True
+            self._model,
+            batch,
+            guard,
+            others=others,
+            optimizer=self._optimizer,
+            keep=True,
+            replicas=self._watch.replicas(),
         )
 
     def _keep(self, batch: Closure, *, judges: bool) -> Closure:

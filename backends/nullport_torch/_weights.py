@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nullport.network import Change, Dense, Layout, LowRank, dense
 from nullport_torch._lengths import Length
+from nullport_torch._sharded import local, spread, whole
 
 
 class Weights:
@@ -23,16 +24,21 @@ class Weights:
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         """Hold the parameters; nothing is copied before it changes."""
-        self.tensors = list(tensors)
+        self.tensors, self._parts = list(tensors), [local(p) for p in tensors]
         self._backup: dict[int, Tensor] = {}
         self.lengths: list[Length] = []
 
     def move(self, change: Change) -> None:
         """Add a change to its parameter, keeping a copy of what was there at first."""
-        p = self.tensors[change.parameter]
+        p, part = self.tensors[change.parameter], self._parts[change.parameter]
         if change.parameter not in self._backup:
-            self._backup[change.parameter] = p.detach().clone()
-        _add(p.data, change)
+            self._backup[change.parameter] = part.detach().clone()
+        if p is part:
+            _add(p.data, change)
+        else:  # the whole of one weight at a time
+            old = whole(p)
+            _add(old, change)
+            part.copy_(local(spread(old, p)))
         self._follow(change.parameter)
 
     def _follow(self, index: int) -> None:
@@ -49,7 +55,7 @@ class Weights:
     def keep(self, share: float) -> None:
         """Keep a share of every change; after all or nothing, the copies are freed."""
         for index, copy in self._backup.items():
-            p = self.tensors[index]
+            p = self._parts[index]
             if share == 0:
                 p.data.copy_(copy)
             elif share == 1:
@@ -67,14 +73,14 @@ class Weights:
     def shifted(self, v: Dense | None, scale: float, indices: Sequence[int]) -> Iterator[None]:
         """Move the given parameters by ``scale v``, for the time of a pass."""
         moves = {} if v is None else {i: a for i in indices if (a := v[i]) is not None}
-        saved = {i: self.tensors[i].detach().clone() for i in moves}
+        saved = {i: self._parts[i].detach().clone() for i in moves}
         try:
             for i, move in moves.items():
-                self.tensors[i].data.add_(move, alpha=scale)
+                self._parts[i].data.add_(local(spread(move, self.tensors[i])), alpha=scale)
             yield
         finally:
             for i, copy in saved.items():
-                self.tensors[i].data.copy_(copy)
+                self._parts[i].data.copy_(copy)
 
 
 def strided(tensor: Tensor, layout: Layout) -> Tensor:
@@ -89,10 +95,14 @@ def strided(tensor: Tensor, layout: Layout) -> Tensor:
     return tensor.as_strided(sizes, strides, tensor.storage_offset() + layout.offset)
 
 
+def span(tensor: Tensor) -> int:
+    """Return how many elements of its storage a tensor reaches over."""
+    return sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+
+
 def storage(tensor: Tensor) -> Tensor:
     """Return all of a tensor's elements in the order of its storage, as a view."""
-    span = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) + 1
-    return tensor.as_strided((span,), (1,), tensor.storage_offset())
+    return tensor.as_strided((span(tensor),), (1,), tensor.storage_offset())
 
 
 def _add(data: Tensor, change: Change) -> None:

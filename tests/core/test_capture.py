@@ -13,12 +13,13 @@ from helpers.mlp_graph import MLPGraph, numbers
 from nullport import TeleportConfig, teleport
 from nullport._capture import capture, explained, factors, find_layers, lazy_norms
 from nullport._sites import Layout, matrix
-from nullport.network import FEWER, DenseSite, Linearization, LowRank, Parameter, Use
+from nullport.network import FEWER, Collective, DenseSite, Linearization, LowRank, Parameter, Use
 
 W = matrix((), 4, 6)
 W_T = Layout(0, (), W.inp, W.out)
 B = matrix((), 4, None)
 DEFAULT = TeleportConfig()
+ONE = Collective()
 
 
 def _capture(
@@ -160,12 +161,12 @@ def test_explained_finds_a_missed_use(xp: Any) -> None:
     blocks, _ = capture(graph.parameters, lin.uses, DEFAULT)
     for block in blocks:
         gradient = lin.gradients[block.parameter]
-        assert float(explained(block, gradient, lin)) <= 1e-14
+        assert float(explained(block, gradient, lin, ONE)) <= 1e-14
         missed = xp.zeros_like(gradient)
         other = gradient + (missed + 1e-3 * float(xp.max(xp.abs(gradient))))
-        assert float(explained(block, other, lin)) >= 1e-5
-        assert float(explained(block, 2 * gradient, lin)) == pytest.approx(0.5)
-        assert float(explained(block, missed, lin)) == pytest.approx(1.0)
+        assert float(explained(block, other, lin, ONE)) >= 1e-5
+        assert float(explained(block, 2 * gradient, lin, ONE)) == pytest.approx(0.5)
+        assert float(explained(block, missed, lin, ONE)) == pytest.approx(1.0)
 
 
 def test_explained_sees_any_single_output() -> None:
@@ -180,7 +181,7 @@ def test_explained_sees_any_single_output() -> None:
     for unit in range(64):
         wrong = gradient.copy()
         wrong[unit] *= 1.5
-        assert float(explained(block, wrong, lin)) >= 1e-4
+        assert float(explained(block, wrong, lin, ONE)) >= 1e-4
 
 
 def test_explained_without_any_gradient_is_clean() -> None:
@@ -188,8 +189,8 @@ def test_explained_without_any_gradient_is_clean() -> None:
     site = DenseSite("dense", x, None, np.asarray(1.0))
     lin = Linearization(np.asarray(0.0), [None], [site])
     (block,), _ = capture([Parameter("w")], [Use(0, 0, "weight", matrix((), 4, 6))], DEFAULT)
-    assert float(explained(block, np.zeros((4, 6)), lin)) == 0.0
-    assert float(explained(block, np.ones((4, 6)), lin)) == pytest.approx(1.0)
+    assert float(explained(block, np.zeros((4, 6)), lin, ONE)) == 0.0
+    assert float(explained(block, np.ones((4, 6)), lin, ONE)) == pytest.approx(1.0)
 
 
 def test_a_site_without_cotangent_has_no_weight_gradient() -> None:

@@ -46,6 +46,9 @@ class Exchange(Collective):
         a, b = self._all(flag)
         return a | b
 
+    def gather(self, value: Any) -> list[Any]:
+        return self._all(value)
+
 
 def both(work: Callable[[int, Collective], Any]) -> list[Any]:
     """Run ``work(me, collective)`` for two replicas at once, and return what they return."""
@@ -206,3 +209,66 @@ def test_replicas_may_have_unlike_numbers_of_rows_or_none(rows: Any, name: str) 
     if name == "exact":
         assert np.abs(expected - d @ null_projector(np.concatenate(parts))).max() <= 1e-11
     assert to_numpy(expected).dtype == np.float64
+
+
+def test_a_weight_that_one_replica_does_not_use_stays_and_its_gradient_counts() -> None:
+    """As with branches that depend on the sample: the mean has a zero in its place."""
+    g, weights = np.asarray([2.0, 4.0]), [np.ones(2), np.ones(3), np.ones(1)]
+
+    def work(me: int, together: Collective) -> Any:
+        return together.gradients([g if me else None, None, g[:1]], weights)
+
+    for found in both(work):
+        assert np.array_equal(found[0], g / 2)
+        assert found[1] is None
+        assert np.array_equal(found[2], g[:1])
+
+
+@pytest.mark.parametrize("bits", [16, 32, 64])
+def test_replicas_that_differ_are_told_apart(bits: int) -> None:
+    """Also by a step that keeps the sum of all entries."""
+    start = np.arange(1.0, 13.0, dtype=f"float{bits}").reshape(3, 4)
+    step = np.zeros_like(start)
+    step[0, :2] = 4096 * np.finfo(start.dtype).eps * np.asarray([1.0, -1.0])
+
+    def work(me: int, together: Collective) -> Any:
+        other = start + step * me
+        return bool(together.apart([start, start])), bool(together.apart([start, other]))
+
+    assert both(work) == [(False, True)] * 2
+
+
+def test_replicas_that_differ_are_refused_and_say_so() -> None:
+    graph = ForwardMLPGraph(np, SIZES, samples=6)
+    graphs = [ForwardMLPGraph(np, SIZES, samples=6), graph]
+    graph._weights[0] = graph._start[0] = graph._weights[0] + 1e-12
+    before = [numbers(one.values) for one in graphs]
+
+    def work(me: int, collective: Collective) -> TeleportReport:
+        graphs[me].collective = collective
+        return teleport(graphs[me], TeleportConfig(projection="threshold"))
+
+    for report in both(work):
+        assert report.cause == Cause.APART
+        assert report.reason == "the replicas do not hold the same weights"
+    assert all(unmoved(*pair) for pair in zip(graphs, before, strict=True))
+
+
+def test_layers_in_different_orders_are_an_error() -> None:
+    """Replicas would add the sums of one layer to those of another."""
+    from nullport._capture import Block, _alike
+    from nullport.network import Linearization, matrix
+
+    one, layout = np.asarray(1.0), matrix((), 2, 3)
+    sites = [DenseSite("dense", np.ones((1, 3)), np.ones((1, 2)), one) for _ in range(2)]
+    lin = Linearization(one, [None, None], sites)
+
+    def work(me: int, together: Collective) -> Any:
+        blocks = [Block("a", 0, layout, (me,)), Block("b", 1, layout, (1 - me,))]
+        with pytest.raises(ValueError, match="run their layers in different orders"):
+            _alike(blocks, lin, together)
+        return _alike([blocks[0]] if me else blocks, lin, together)
+
+    for kept, left in both(work):
+        assert [block.name for block in kept] == ["a"]
+        assert set(left) <= {"b"}

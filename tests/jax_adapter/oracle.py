@@ -16,7 +16,7 @@ from jax_adapter.models import Built
 from nullport import TeleportConfig
 from nullport._capture import Block, explained, find_layers, lazy_norms
 from nullport._direction import Directions
-from nullport.network import Change, Layout, Linearization, Parameter, Use, dense
+from nullport.network import Change, Collective, Layout, Linearization, Parameter, Use, dense
 from nullport_jax._graph import JaxGraph
 from nullport_jax._tree import name_of
 
@@ -162,7 +162,7 @@ def find(built: Built) -> Found:
 def _unexplained(graph: JaxGraph, block: Block, lin: Linearization) -> jax.Array:
     gradient = lin.gradients[block.parameter]
     assert gradient is not None
-    return explained(block, graph.read(block.parameter, gradient, block.layout), lin)
+    return explained(block, graph.read(block.parameter, gradient, block.layout), lin, Collective())
 
 
 def _zero(graph: JaxGraph, block: Block, rows: jax.Array) -> jax.Array:
