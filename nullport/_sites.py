@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Any, Protocol
 
@@ -42,6 +43,22 @@ def _merge(axes: Axes) -> Axes:
     return tuple(merged)
 
 
+class Index:
+    """Flat positions of elements that no strides describe; equal if all of them are."""
+
+    def __init__(self, at: npt.NDArray[np.int64]) -> None:
+        """Hold positions, shape (size,)."""
+        self.at = at
+
+    def __eq__(self, other: object) -> bool:
+        """Compare all positions."""
+        return isinstance(other, Index) and np.array_equal(self.at, other.at)
+
+    def __hash__(self) -> int:
+        """Hash all positions."""
+        return hash(self.at.tobytes())
+
+
 @dataclass(frozen=True)
 class Layout:
     """Elements of a parameter, seen as a stack of matrices (..., out, in).
@@ -51,17 +68,21 @@ class Layout:
         stack: (size, stride) of each leading axis.
         out: (size, stride) of each output axis, outermost first.
         inp: (size, stride) of each input axis, outermost first; empty for a bias.
+        index: Where every element of the storage that is described lives in the parameter's, if
+            it is not the parameter's own.
     """
 
     offset: int
     stack: Axes
     out: Axes
     inp: Axes
+    index: Index | None = None
 
     @property
-    def canonical(self) -> tuple[int, Axes, Axes, Axes]:
+    def canonical(self) -> tuple[int | Index, Axes, Axes, Axes]:
         """A form that is equal for two layouts of the same matrix."""
-        return self.offset, _merge(self.stack), _merge(self.out), _merge(self.inp)
+        start = self.offset if self.index is None else self.index
+        return start, _merge(self.stack), _merge(self.out), _merge(self.inp)
 
     @property
     def transposed(self) -> bool:
@@ -72,7 +93,7 @@ class Layout:
     @property
     def mT(self) -> Layout:  # noqa: N802
         """The layout of the transposed matrices."""
-        return Layout(self.offset, self.stack, self.inp, self.out)
+        return Layout(self.offset, self.stack, self.inp, self.out, self.index)
 
     @property
     def axes(self) -> Axes:
@@ -96,10 +117,12 @@ class Layout:
         positions = np.asarray([self.offset], dtype=np.int64)
         for size, stride in self.axes:
             positions = (positions[:, None] + np.arange(size) * stride).reshape(-1)
-        return positions
+        return positions if self.index is None else self.index.at[positions]
 
     def span(self) -> tuple[int, int]:
         """Return the first and last flat position."""
+        if self.index is not None:
+            return int(self.index.at.min()), int(self.index.at.max())
         return self.offset, self.offset + sum((size - 1) * stride for size, stride in self.axes)
 
     def overlaps(self, other: Layout) -> bool:
@@ -144,6 +167,8 @@ class Layout:
 
         That is: the shape, the slice, and the order of its axes in the stack of matrices.
         """
+        if self.index is not None:
+            return None
         axes = [axis for axis in self.axes if axis[0] > 1]
         ranked = sorted(range(len(axes)), key=lambda i: -axes[i][1])
         shape, slices, outer = [], [], size
@@ -273,3 +298,65 @@ class DenseSite:
     def bias_gradient(self) -> Array:
         """Return the sum of ``delta`` over the rows, shape (..., out)."""
         return array_namespace(self.cotangent).sum(self.cotangent, axis=-2)
+
+
+@dataclass(frozen=True)
+class GradientSite:
+    """One use of a weight, known by its input and by the gradient of the weight as a whole.
+
+    A hand-written backward pass often returns ``g_W = delta^T X`` and nothing else. Its derivative
+    along ``v`` is ``deltadot^T X + delta^T Xdot``, of which the projection onto the exact null
+    space of ``X`` keeps ``(delta^T Xdot) P``. So such a site hands its gradient over in the place
+    of its inputs: its tangent is the difference of two gradients. The constant input of a bias
+    would need the bias's gradient as one more column; biases therefore stay where they are. A
+    smooth gain keeps some of ``deltadot^T X``: the whole gradient of the objective is projected.
+
+    Attributes:
+        kind: Name of the operation.
+        held: ``X``, as a site of a plain product.
+        inputs: ``delta^T X``, shape (..., out, in), which stands in for the inputs.
+    """
+
+    kind: str
+    held: DenseSite
+    inputs: Array
+
+    @property
+    def output_norm(self) -> Array:
+        """Frobenius norm of ``X W^T``, 0-d."""
+        return self.held.output_norm
+
+    @property
+    def samples(self) -> int:
+        """Number of rows of ``X``."""
+        return self.held.samples
+
+    @cached_property
+    def cotangent(self) -> Array:
+        """What the gradient tells of it, ``delta^T X / ||X||``, shape (..., out, in)."""
+        xp, held = array_namespace(self.inputs), self.held.inputs
+        size = xp.sqrt(xp.sum(held**2))
+        return self.inputs / xp.where(size > 0, size, xp.ones_like(size))
+
+    def rows(self, every: int = 1) -> Iterator[Array]:
+        """Yield ``X``, or one row in ``every``, in one piece."""
+        return self.held.rows(every)
+
+    def apply(self, weight: Array, bias: Array | None = None) -> Array:
+        """Return ``X weight^T + bias``, shape (..., samples, out)."""
+        return self.held.apply(weight, bias)
+
+    def weight_gradient(self, inputs: Array, probe: Array | None = None) -> Array:
+        """Return ``inputs``, shape (..., out, in), or contracted to (..., 1, in) with ``probe``."""
+        if probe is None:
+            return inputs
+        return (array_namespace(inputs).matrix_transpose(inputs) @ probe)[..., None, :]
+
+    def bias_gradient(self) -> Array:
+        """Not known.
+
+        Raises:
+            ValueError: Always.
+        """
+        msg = "a site that is known by its gradient has no cotangent to sum over"
+        raise ValueError(msg)

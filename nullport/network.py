@@ -35,13 +35,15 @@ from nullport._arrays import (
     scaled,
     widen,
 )
-from nullport._sites import Axes, DenseSite, Layout, Site, matrix
+from nullport._linear import NotSeparable, Part, parts, separated
+from nullport._sites import Axes, DenseSite, GradientSite, Layout, Site, matrix
 
 __all__ = [
     "BACKWARD", "FORWARD", "GRADIENT", "MISMATCH", "Array", "Axes", "Change", "Collective", "Dense",
-    "DenseSite", "FunctionalGraph", "LayerGraph", "Layout", "Linearization", "LowRank", "Matrix",
-    "Parameter", "Receive", "ReplicaFailed", "Site", "TangentUnavailable", "Use", "Vector", "dense",
-    "factored", "matrix", "namespace", "norm", "scaled", "shifted", "widen",
+    "DenseSite", "FunctionalGraph", "GradientSite", "LayerGraph", "Layout", "Linearization",
+    "LowRank", "Matrix", "NotSeparable", "Parameter", "Part", "Receive", "ReplicaFailed", "Site",
+    "TangentUnavailable", "Use", "Vector", "dense", "factored", "matrix", "namespace", "norm",
+    "parts", "scaled", "separated", "shifted", "widen",
 ]  # fmt: skip
 
 FORWARD, BACKWARD, GRADIENT = 1 / 3, 2 / 3, 1.0

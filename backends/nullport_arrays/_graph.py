@@ -17,6 +17,7 @@ from nullport.network import (
     Array,
     Dense,
     FunctionalGraph,
+    GradientSite,
     Linearization,
     Parameter,
     Receive,
@@ -26,7 +27,7 @@ from nullport.network import (
     namespace,
     shifted,
 )
-from nullport_arrays._sites import GradientSite, layer_input
+from nullport_arrays._sites import layer_input
 
 Steps = Callable[[Dense], Dense]
 """Takes the gradients, one per weight, and returns what the optimizer would subtract next."""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Sequence
 from math import prod
 
 from nullport.network import (
     MISMATCH,
     Array,
     DenseSite,
+    GradientSite,
     Layout,
     Parameter,
     Site,
@@ -20,67 +19,6 @@ from nullport.network import (
     widen,
 )
 from nullport_arrays import _elements
-
-
-@dataclass(frozen=True)
-class GradientSite:
-    """One use of a weight, known by its input and by the gradient of the weight as a whole.
-
-    A hand-written backward pass often returns ``g_W = delta^T X`` and nothing else. Its derivative
-    along ``v`` is ``deltadot^T X + delta^T Xdot``, of which the projection onto the exact null
-    space of ``X`` keeps ``(delta^T Xdot) P``. So such a site hands its gradient over in the place
-    of its inputs: its tangent is the difference of two gradients. The constant input of a bias
-    would need the bias's gradient as one more column; biases therefore stay where they are. A
-    smooth gain keeps some of ``deltadot^T X``: the whole gradient of the objective is projected.
-
-    Attributes:
-        kind: Name of the operation.
-        held: ``X``, as a site of a plain product.
-        inputs: ``delta^T X``, shape (..., out, in), which stands in for the inputs.
-    """
-
-    kind: str
-    held: DenseSite
-    inputs: Array
-
-    @property
-    def output_norm(self) -> Array:
-        """Frobenius norm of ``X W^T``, 0-d."""
-        return self.held.output_norm
-
-    @property
-    def samples(self) -> int:
-        """Number of rows of ``X``."""
-        return self.held.samples
-
-    @cached_property
-    def cotangent(self) -> Array:
-        """What the gradient tells of it, ``delta^T X / ||X||``, shape (..., out, in)."""
-        size = norm(self.held.inputs)
-        return self.inputs / namespace(size).where(size > 0, size, namespace(size).ones_like(size))
-
-    def rows(self, every: int = 1) -> Iterator[Array]:
-        """Yield ``X``, or one row in ``every``, in one piece."""
-        return self.held.rows(every)
-
-    def apply(self, weight: Array, bias: Array | None = None) -> Array:
-        """Return ``X weight^T + bias``, shape (..., samples, out)."""
-        return self.held.apply(weight, bias)
-
-    def weight_gradient(self, inputs: Array, probe: Array | None = None) -> Array:
-        """Return ``inputs``, shape (..., out, in), or contracted to (..., 1, in) with ``probe``."""
-        if probe is None:
-            return inputs
-        return (namespace(inputs).matrix_transpose(inputs) @ probe)[..., None, :]
-
-    def bias_gradient(self) -> Array:
-        """Not known.
-
-        Raises:
-            ValueError: Always.
-        """
-        msg = "a site that is known by its gradient has no cotangent to sum over"
-        raise ValueError(msg)
 
 
 def layer_input(site: Site) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 
 from nullport.network import Axes, Layout
@@ -28,6 +29,8 @@ def bias_layout(spec: Spec, output: View, bias: View) -> Layout | None:
     # Every element of the output once: no part of it, and nothing repeated.
     if prod(n for n, _, _ in pieces) != prod(spec.shape) or any(t == 0 for _, t, _ in pieces):
         return None
+    bounds = {a.stride for part in (spec.roles.stack, spec.roles.out) for a in part}
+    pieces = [cut for piece in pieces for cut in _cut(piece, sorted(bounds, reverse=True))]
     taken = dict(bias.outer)
 
     def part(axis: Axis) -> Axes:
@@ -46,3 +49,15 @@ def bias_layout(spec: Spec, output: View, bias: View) -> Layout | None:
                 return None
     stack, out = (flat(found) for found in groups)
     return Layout(bias.offset, stack, out or ((1, 1),), ())
+
+
+def _cut(piece: tuple[int, int, int], bounds: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Cut a piece of (size, stride in the output, stride in the bias) where axes begin."""
+    found = []
+    n, s, t = piece
+    for bound in bounds:
+        inner = bound // s if s and bound % s == 0 else 0
+        if 1 < inner < n and n % inner == 0:
+            found.append((n // inner, bound, t * inner))
+            n = inner
+    return [*found, (n, s, t)]

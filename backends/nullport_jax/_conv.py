@@ -194,6 +194,19 @@ class ConvSpec:
         """Return ``delta`` as (batch, channels, *space), or with a stack axis in front."""
         return self._standard(delta, self.y_order)
 
+    def output_rows(self, y: jax.Array) -> jax.Array:
+        """Return outputs in the shape of cotangents as rows, (stack, samples, out)."""
+        groups = self.geometry.groups
+        stack = y.shape[0] if y.ndim > len(self.geometry.kernel) + 2 else 1
+        split = y.reshape(
+            stack,
+            -1,
+            groups,
+            y.shape[-len(self.geometry.kernel) - 1] // groups,
+            prod(y.shape[-len(self.geometry.kernel) :]),
+        )
+        return split.transpose(0, 2, 1, 4, 3).reshape(stack * groups, -1, split.shape[3])
+
     def site(self, inputs: jax.Array, cotangent: jax.Array | None, output_norm: jax.Array) -> Site:
         """Return the site."""
         positions = prod(self.shape[i] for i in self.y_order[2:])

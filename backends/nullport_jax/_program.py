@@ -14,13 +14,24 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
-from nullport.network import LowRank, Site, TangentUnavailable, Vector
+from nullport.network import LowRank, Site, TangentUnavailable, Vector, norm
+from nullport_jax._shares import (
+    Factors as Scales,
+)
+from nullport_jax._shares import (
+    factors_of,
+    held,
+    output_rows,
+    sizes_of,
+    with_factors,
+)
 from nullport_jax._sites import DenseSpec, Spec
 from nullport_jax._trace import (
     CUSTOM_VJP,
     STOPS_JVP,
     Added,
     Reading,
+    Share,
     Tapped,
     evaluate,
     holds,
@@ -125,8 +136,9 @@ class Program(Loss):
         """
         way = self._kept if keep else self._linearize
         loss, found, parts, outputs = self._run(way, leaves, arrays, known)
-        specs = self.reading.specs
-        sites = [spec.site(*part) for spec, part in zip(specs, parts, strict=True)]
+        sites = [
+            self._site(share, *part) for share, part in zip(self.reading.shares, parts, strict=True)
+        ]
         return loss, self._spread(found, len(leaves)), sites, outputs
 
     def inputs(self, leaves: Leaves, arrays: Leaves, factors: Factors) -> list[jax.Array]:
@@ -154,9 +166,11 @@ class Program(Loss):
     def reached(self, leaves: Leaves, arrays: Leaves) -> Sequence[int]:
         """Return the sites whose inputs depend on a leaf; those of a first layer do not."""
         if self._reached is None:
+            factors = self._factors(leaves, arrays)
 
             def inputs(live: Leaves) -> Leaves:
-                return self._all_inputs(self._tapped(self._merged(leaves, live), arrays)[1])
+                tapped = self._tapped(self._merged(leaves, live), arrays)[1]
+                return self._all_inputs(tapped, factors)
 
             self._reached = reached(jax.make_jaxpr(inputs)(self._picked(leaves)))
         return self._reached
@@ -209,25 +223,66 @@ class Program(Loss):
     def _kept(self, leaves: Leaves, arrays: Leaves, known: Known) -> Any:
         live = self._picked(leaves)
         (loss, tapped), (found, cotangents) = self._reverse(leaves, live, arrays, known)
-        parts = [
-            (
-                spec.inputs(tapped[i][1]),
-                None if spec.stopped else spec.cotangents(cotangents[i]),
-                jnp.linalg.norm(jnp.ravel(tapped[i][2])),
+        factors, parts = self._factors(leaves, arrays), []
+        for k, share in enumerate(self.reading.shares):
+            spec, tap = self.reading.specs[share.product], tapped[share.product]
+            part, sizes = with_factors(share, factors.get(k)), sizes_of(tap)
+            delta = None if spec.stopped else spec.cotangents(cotangents[share.product], *sizes)
+            size = jnp.linalg.norm(jnp.ravel(tap[2]))
+            if part is not None and not part.plain:
+                size = norm(part.shown(output_rows(spec, spec.cotangents(tap[0], *sizes))))
+            parts.append(
+                (held(spec, part, spec.inputs(tap[1], *sizes)), delta, size, factors.get(k))
             )
-            for i, spec in enumerate(self.reading.specs)
-        ]
         return loss, found, parts, {key: tap[0] for key, tap in tapped.items()}
 
     def _zeros(self) -> Leaves:
         return self._vary(self.reading.zeros())
 
-    def _inputs(self, tapped: Tapped) -> Leaves:
-        inputs = self._all_inputs(tapped)
+    def _site(
+        self, share: Share, inputs: jax.Array, delta: Any, size: jax.Array, factors: Scales | None
+    ) -> Site:
+        site = self.reading.specs[share.product].site(inputs, delta, size)
+        part = with_factors(share, factors)
+        return site if part is None or part.plain else part.site(site)
+
+    def _factors(self, leaves: Leaves, arrays: Leaves) -> dict[int, Scales]:
+        """Return the factors of scaled weights, by site.
+
+        Every element of a weight is a factor times an element of one parameter, and more that does
+        not depend on it: the factors are its derivative along ones.
+        """
+        scaled = {k: s for k, s in enumerate(self.reading.shares) if s.scaled is not None}
+        live, found = self._picked(leaves), {}
+        for owner in sorted({s.scaled for s in scaled.values() if s.scaled is not None}):
+            own = {k: s for k, s in scaled.items() if s.scaled == owner}
+
+            def weights(live: Leaves, own: Mapping[int, Share] = own) -> dict[int, jax.Array]:
+                _, tapped = self._tapped(self._merged(leaves, live), arrays)
+                return {k: tapped[share.product][4] for k, share in own.items()}
+
+            ones = [
+                jnp.ones_like(leaf) if i == owner else jnp.zeros_like(leaf)
+                for i, leaf in zip(self._live, live, strict=True)
+            ]
+            primal, pull = jax.vjp(weights, live)
+            (derivative,) = jax.linear_transpose(lambda u, pull=pull: pull(u)[0], primal)(ones)
+            for k, share in own.items():
+                lengths = self.reading.lengths[share.product]
+                found[k] = factors_of(share, derivative[k], lengths)
+        return found
+
+    def _inputs(self, tapped: Tapped, factors: Mapping[int, Scales]) -> Leaves:
+        inputs = self._all_inputs(tapped, factors)
         return [inputs[i] for i in self._reached or []]
 
-    def _all_inputs(self, tapped: Tapped) -> Leaves:
-        return [spec.inputs(tapped[i][1]) for i, spec in enumerate(self.reading.specs)]
+    def _all_inputs(self, tapped: Tapped, factors: Mapping[int, Scales]) -> Leaves:
+        found = []
+        for k, share in enumerate(self.reading.shares):
+            spec, tap = self.reading.specs[share.product], tapped[share.product]
+            part = with_factors(share, factors.get(k))
+            found.append(held(spec, part, spec.inputs(tap[1], *sizes_of(tap))))
+        return found
 
     def _replay(self, leaves: Leaves, arrays: Leaves, factors: Factors) -> Leaves:
         def added(spec: Spec, change: LowRank) -> Added:
@@ -236,12 +291,15 @@ class Program(Loss):
 
         eps: dict[int, Added] = dict(enumerate(self._zeros()))
         eps |= {i: added(self.reading.specs[i], change) for i, change in factors.items()}
-        return self._all_inputs(self._evaluated(leaves, arrays, eps)[1])
+        tapped = self._evaluated(leaves, arrays, eps)[1]
+        return self._all_inputs(tapped, self._factors(leaves, arrays))
 
     def _forward(self, leaves: Leaves, v: Leaves, arrays: Leaves, known: Known) -> Leaves:
+        factors = self._factors(leaves, arrays)
+
         def inputs(live: Leaves) -> Leaves:
             _, tapped = self._tapped(self._merged(leaves, live), arrays, known=known)
-            return self._inputs(tapped)
+            return self._inputs(tapped, factors)
 
         _, tangents = jax.jvp(inputs, (self._picked(leaves),), (v,))
         found: Leaves = tangents
@@ -251,9 +309,11 @@ class Program(Loss):
         """Return tangents forward over reverse, with nothing known: derivatives are taken twice."""
         del known
 
+        factors = self._factors(leaves, arrays)
+
         def inputs(live: Leaves) -> Leaves:
             (_, tapped), _ = self._reverse(leaves, live, arrays, None)
-            return self._inputs(tapped)
+            return self._inputs(tapped, factors)
 
         _, tangents = jax.jvp(inputs, (self._picked(leaves),), (v,))
         found: Leaves = tangents
@@ -264,10 +324,11 @@ class Program(Loss):
 
         A custom reverse rule whose forward part calls the function itself stops ``_jvp``.
         """
+        factors = self._factors(leaves, arrays)
 
         def inputs(live: Leaves) -> Leaves:
             _, tapped = self._tapped(self._merged(leaves, live), arrays, known=known)
-            return self._inputs(tapped)
+            return self._inputs(tapped, factors)
 
         primal, pull = jax.vjp(inputs, self._picked(leaves))
         (tangents,) = jax.linear_transpose(lambda u: pull(u)[0], primal)(v)

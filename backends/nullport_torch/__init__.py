@@ -10,6 +10,7 @@ True
 """
 
 from nullport_torch._api import inspect, teleport
+from nullport_torch._register import register_linear
 from nullport_torch._teleporter import Teleporter
 
-__all__ = ["Teleporter", "inspect", "teleport"]
+__all__ = ["Teleporter", "inspect", "register_linear", "teleport"]

@@ -1,4 +1,4 @@
-"""Recognising torch functions that apply a weight linearly: products, einsum, convolutions.
+"""Recognising torch functions that apply a weight linearly: matrix products and convolutions.
 
 Each parser turns ``(args, kwargs)`` into a :class:`Call`, or returns None if these arguments are no
 linear map of ``x``. Products are all written as one labelled contraction ``x, w -> y``, as in
@@ -8,7 +8,7 @@ einsum, so that a single place decides which axes are samples, inputs, outputs a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -46,13 +46,39 @@ def _roles(x: str, w: str, y: str) -> tuple[str, str, str, str] | None:
 
 @dataclass(frozen=True)
 class Call:
-    """A linear map ``y = w(x) + b`` found in a function call."""
+    """A linear map ``y = scale w(x) + b`` found in a function call.
+
+    Attributes:
+        kind: Name of the function.
+        x: The input.
+        w: The weight.
+        b: What is added to the output, or None.
+        how: Which axes are what.
+        scale: What the product is multiplied by.
+        rows: Where the rows of ``x`` and of the output are sorted by the matrix they belong to:
+            per matrix its rows, padded by their number; shape (stack, samples).
+        joined: The contraction of other tensors that ``x`` is, if it has yet to be made.
+    """
 
     kind: str
     x: Tensor
     w: Tensor
     b: Tensor | None
     how: Contraction | Geometry
+    scale: float = 1.0
+    rows: Tensor | None = None
+    joined: tuple[str, tuple[Tensor, ...]] | None = None
+
+    def given(self) -> tuple[Tensor, ...]:
+        """Return the tensors that the input is made of."""
+        return (self.x,) if self.joined is None else self.joined[1]
+
+    def complete(self) -> Call:
+        """Return the call with its input made."""
+        if self.joined is None:
+            return self
+        equation, operands = self.joined
+        return replace(self, x=torch.einsum(equation, *operands), joined=None)
 
 
 Parser = Callable[[Sequence[Any], Mapping[str, Any]], "list[Call]"]
@@ -71,30 +97,47 @@ def _linear(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Call]:
     return [Call("linear", x, w, b, Contraction(f"{batch}i", "oi", f"{batch}o"))]
 
 
-def _product(kind: str, a: Tensor, b: Tensor, bias: Tensor | None = None) -> list[Call]:
+def _product(
+    kind: str, a: Tensor, b: Tensor, bias: Tensor | None = None, scale: float = 1.0
+) -> list[Call]:
     """Both readings of ``a @ b`` with torch's broadcasting of leading axes."""
     rows = "" if a.ndim == 1 else "m"
     columns = "" if b.ndim == 1 else "n"
     lead_a, lead_b = a.shape[:-2], b.shape[:-2]
     letters = "abcdefgh"[: max(len(lead_a), len(lead_b))]
-    names_a = _lead(lead_a, lead_b, letters)
-    names_b = _lead(lead_b, lead_a, letters)
-    if names_a is None or names_b is None:
-        return []
-    how = (f"{names_a}{rows}k", f"{names_b}k{columns}", f"{letters}{rows}{columns}")
+    how_a = letters[len(letters) - len(lead_a) :] + rows + "k"
+    how_b = letters[len(letters) - len(lead_b) :] + "k" + columns
+    y = letters + rows + columns
     return [
-        Call(kind, a, b, bias, Contraction(how[0], how[1], how[2])),
-        Call(kind, b, a, None, Contraction(how[1], how[0], how[2])),
+        _stretched(kind, (a, how_a), (b, how_b), y, bias, scale),
+        _stretched(kind, (b, how_b), (a, how_a), y, bias, scale),
     ]
 
 
-def _lead(mine: Sequence[int], other: Sequence[int], letters: str) -> str | None:
-    """Letters of one operand's leading axes; None where it is stretched from size 1."""
-    names = letters[len(letters) - len(mine) :]
-    for i in range(1, min(len(mine), len(other)) + 1):
-        if mine[-i] == 1 and other[-i] != 1:
-            return None
-    return names
+def _stretched(
+    kind: str,
+    x: tuple[Tensor, str],
+    w: tuple[Tensor, str],
+    y: str,
+    bias: Tensor | None,
+    scale: float,
+) -> Call:
+    """Return a reading in which axes of size 1 may have been stretched to those of the other.
+
+    Such an axis of the input is left out; one of the weight is contracted with a new one.
+    """
+    (a, how_a), (b, how_b) = x, w
+    sizes = {
+        letter: n for t, how in (x, w) for letter, n in zip(how, t.shape, strict=True) if n > 1
+    }
+    for letter in y:
+        big = sizes.get(letter, 1) > 1
+        if big and letter in how_a and a.shape[how_a.index(letter)] == 1:
+            a, how_a = a.squeeze(how_a.index(letter)), how_a.replace(letter, "")
+        if big and letter in how_b and b.shape[how_b.index(letter)] == 1:
+            a, how_a = a.unsqueeze(-1), how_a + letter.upper()
+            how_b = how_b.replace(letter, letter.upper())
+    return Call(kind, a, b, bias, Contraction(how_a, how_b, y), scale)
 
 
 def _matmul(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Call]:
@@ -107,47 +150,18 @@ def _matmul(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Call]:
     return _product("matmul", a, b)
 
 
-def _addmm(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Call]:
-    c, a, b = (_get(args, kwargs, i, n, None) for i, n in enumerate(("input", "mat1", "mat2")))
-    if kwargs.get("alpha", 1) != 1 or len(args) > 3:
-        return []
-    bias = c if kwargs.get("beta", 1) == 1 and c.ndim == 1 and c.shape[0] == b.shape[-1] else None
-    return _product("addmm", a, b, bias)
+def _added(kind: str, first: str, second: str) -> Parser:
+    """Return the parser of ``beta c + alpha a @ b``; a bias only where ``beta`` is 1."""
 
+    def parse(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Call]:
+        names = ("input", first, second)
+        c, a, b = (_get(args, kwargs, i, name, None) for i, name in enumerate(names))
+        if len(args) > 3:  # an older signature has beta in front
+            return []
+        bias = c if kwargs.get("beta", 1) == 1 else None
+        return _product(kind, a, b, bias, kwargs.get("alpha", 1))
 
-def _einsum(args: Sequence[Any], _: Mapping[str, Any]) -> list[Call]:
-    equation, operands = args[0], args[1:]
-    if len(operands) == 1 and isinstance(operands[0], list | tuple):
-        operands = tuple(operands[0])
-    if not isinstance(equation, str) or len(operands) != 2:
-        return []
-    labels = _expand(equation.replace(" ", ""), operands[0].ndim, operands[1].ndim)
-    if labels is None:
-        return []
-    (a, b, y), (first, second) = labels, operands
-    if any(first.shape[a.index(c)] != second.shape[b.index(c)] for c in set(a) & set(b)):
-        return []
-    return [
-        Call("einsum", first, second, None, Contraction(a, b, y)),
-        Call("einsum", second, first, None, Contraction(b, a, y)),
-    ]
-
-
-def _expand(equation: str, ndim_a: int, ndim_b: int) -> tuple[str, str, str] | None:
-    """Split an einsum equation of two operands, with ``...`` written out in capitals."""
-    inputs, arrow, y = equation.partition("->")
-    a, comma, b = inputs.partition(",")
-    if not arrow or not comma:
-        return None
-    extra = max(ndim_a - len(a.replace("...", "")), ndim_b - len(b.replace("...", "")))
-    spare = (
-        [c for c in "ABCDEFGHIJKLMNOP" if c not in equation][:extra] if "..." in equation else []
-    )
-    parts = []
-    for term, ndim in ((a, ndim_a), (b, ndim_b), (y, None)):
-        width = extra if ndim is None else ndim - len(term.replace("...", ""))
-        parts.append(term.replace("...", "".join(spare[len(spare) - width :]) if width else ""))
-    return parts[0], parts[1], parts[2]
+    return parse
 
 
 def _conv(dims: int, *, transposed: bool) -> Parser:
@@ -169,10 +183,6 @@ def _conv(dims: int, *, transposed: bool) -> Parser:
 
 PARSERS: dict[Any, Parser] = {
     torch.nn.functional.linear: _linear,
-    torch.einsum: _einsum,
-    torch.functional.einsum: _einsum,
-    torch.addmm: _addmm,
-    Tensor.addmm: _addmm,
     torch.conv1d: _conv(1, transposed=False),
     torch.conv2d: _conv(2, transposed=False),
     torch.conv3d: _conv(3, transposed=False),
@@ -180,6 +190,13 @@ PARSERS: dict[Any, Parser] = {
     torch.conv_transpose2d: _conv(2, transposed=True),
     torch.conv_transpose3d: _conv(3, transposed=True),
 }
+for _function, _first, _second in (
+    ("addmm", "mat1", "mat2"),
+    ("addmv", "mat", "vec"),
+    ("baddbmm", "batch1", "batch2"),
+):
+    PARSERS[getattr(torch, _function)] = _added(_function, _first, _second)
+    PARSERS[getattr(Tensor, _function)] = _added(_function, _first, _second)
 for _function in ("matmul", "mm", "bmm", "mv"):
     PARSERS[getattr(torch, _function)] = _matmul
     PARSERS[getattr(Tensor, _function)] = _matmul

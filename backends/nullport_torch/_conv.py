@@ -121,7 +121,7 @@ class ConvSite:
             split = delta.unflatten(1, (g.groups, -1))
             delta = torch.einsum("ngo...,o->ng...", split, probe.to(inputs.dtype))
         gradient = _kernel_gradient(g, inputs, delta)
-        return _as_matrices(g, gradient)
+        return as_matrices(g, gradient)
 
     def bias_gradient(self) -> Tensor:
         """Return the sum of the cotangent over samples and positions, (out) or (groups, out).
@@ -193,7 +193,7 @@ def _kernel_gradient(g: Geometry, x: Tensor, delta: Tensor) -> Tensor:
     return gradient
 
 
-def _as_matrices(g: Geometry, gradient: Tensor) -> Tensor:
+def as_matrices(g: Geometry, gradient: Tensor) -> Tensor:
     """Reshape a weight-shaped gradient to (out, in * kernel) or (groups, out, in * kernel)."""
     split = gradient.unflatten(0, (g.groups, -1))
     if g.transposed:

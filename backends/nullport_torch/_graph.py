@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from nullport.network import (
+    GRADIENT,
     Change,
     Dense,
     LayerGraph,
@@ -41,8 +42,17 @@ from nullport_torch._checks import (
     unwrap,
 )
 from nullport_torch._conv import Geometry
+from nullport_torch._derivatives import (
+    BIAS,
+    TOO_MANY,
+    gathered,
+    site_by_gradient,
+    with_derivatives,
+)
 from nullport_torch._distributed import Replicas, replicas_of
-from nullport_torch._recorder import Added, Recorder, Replacement
+from nullport_torch._lengths import elsewhere, gradients_proper
+from nullport_torch._lookups import Lookups, freed
+from nullport_torch._recorder import Added, Recorder, Replacement, Route
 from nullport_torch._seen import Seen, site_of
 from nullport_torch._sharded import Shards, in_parts, is_spread, spread, whole
 from nullport_torch._weights import Weights, strided
@@ -100,6 +110,9 @@ class TorchGraph(LayerGraph):
         self._half = False
         self._retained: tuple[Tensor, list[Seen], list[Use]] | None = None
         self._unseen: list[int] = []
+        self._route = Route()
+        self._blocks: list[tuple[int, Layout]] | None = None
+        self._guarded: dict[int, list[Tensor]] | None = None
         self._copies: dict[object, Tensor] = {}
         self._takes_gradients = False
         seen_through = model is given or isinstance(given, DistributedDataParallel)
@@ -147,10 +160,11 @@ class TorchGraph(LayerGraph):
         replace: Replacement | None = None,
         receive: Receive | None = None,
         added: Added | None = None,
+        route: Route | None = None,
     ) -> Recorder:
         gathered = self._shards.gathered if self._shards.any else None
         tracked = [(i, self._tensors[i]) for i in self._live]
-        return Recorder(tracked, replace, receive, added, gathered)
+        return Recorder(tracked, replace, receive, added, route, gathered)
 
     def weights(self) -> list[Tensor]:
         """Return the current parameters."""
@@ -176,6 +190,16 @@ class TorchGraph(LayerGraph):
         # Where one rank hands over and another does not, one waits for the other's backward pass.
         self._keep = not self.collective.agree(not self._keep)
         self._inputs = [(s.inputs.shape, weakref.ref(s.inputs)) for s in recorder.seen]
+        self._route = recorder.route
+        self._weights.lengths = self._route.lengths
+        recorder.uses += elsewhere(self._route.lengths, recorder.uses)
+        if recorder.lookups:
+            tables = {i: self._tensors[i] for i in recorder.lookups}
+            rows = {i: [*own, *self._judged(tables[i])] for i, own in recorder.lookups.items()}
+            recorder.uses = freed(recorder.uses, recorder.seen, tables, rows)
+        self._keep = self._keep and not self._route.lengths  # gradients are none of a step's
+        if recorder.differentiated.order:
+            return self._by_gradients(loss, recorder)
         self._half = any(seen.half for seen in recorder.seen)
         how = {"again": again, "checked": checked, "reused": False}
         return self._backward(loss, recorder.seen, recorder.uses, **how)
@@ -239,6 +263,53 @@ class TorchGraph(LayerGraph):
         self._unseen = [i for i in self._live if gradients[i] is not None and i not in used]
         return Linearization(loss.detach(), gradients, sites, uses, reused)
 
+    def _judged(self, table: Tensor) -> list[Tensor]:
+        """Return the rows of a table that the guard batch looks up."""
+        if "guard" not in self._closures:
+            return []
+        if self._guarded is None:
+            watch = Lookups()
+            with self._forward(grad=True, everything=True), watch:
+                self._closures["guard"]()
+            self._guarded = watch.rows
+        return self._guarded.get(id(table), [])
+
+    def _by_gradients(self, loss: Tensor, recorder: Recorder) -> Linearization:
+        """Return sites that are known by gradients, for a loss that differentiates by inputs."""
+        gradients = self._gradients(loss, self._live, again=True)
+        uses = [Use(u.parameter, reason=u.reason or BIAS) for u in recorder.uses if u.site is None]
+        uses += [Use(u.parameter, reason=BIAS) for u in recorder.uses if u.role == "bias"]
+        sites: list[Site] = []
+        blocks: list[tuple[int, Layout]] = []
+        order, by = recorder.differentiated.order, [*recorder.differentiated.inputs.values()]
+        for (index, _), (layout, own) in gathered(recorder.uses).items():
+            gradient, rows = gradients[index], []
+            for k in own:
+                seen = recorder.seen[k]
+                dense_one = seen.part is None and not isinstance(seen.call.how, Geometry)
+                rows.append(with_derivatives(recorder.inputs[k], by, order) if dense_one else None)
+            kept = [row for found in rows for row in found or []]
+            if gradient is None or None in rows:
+                uses.append(Use(index, reason=TOO_MANY))
+                continue
+            matrices = [self.read(index, a, layout) for a in (self.weights()[index], gradient)]
+            uses.append(Use(index, len(sites), "weight", layout))
+            sites.append(site_by_gradient(recorder.seen[own[0]].call.kind, kept, *matrices))
+            blocks.append((index, layout))
+        self._blocks = blocks
+        return Linearization(loss.detach(), gradients, sites, uses, replay_cost=GRADIENT)
+
+    def _replay_gradients(self, v: Vector, scale: float, receive: Receive) -> None:
+        """Hand over gradients at ``w + scale v``."""
+        formed = [a.dense() if isinstance(a, LowRank) else a for a in v]
+        with self._weights.shifted(formed, scale, self._live):
+            _, gradients = self.gradient()
+        for k, (index, layout) in enumerate(self._blocks or []):
+            gradient = gradients[index]
+            if gradient is not None:
+                with self._ambient.arithmetic():
+                    receive(k, self.read(index, gradient, layout))
+
     def _known_by_site(self, seen: Sequence[Seen], uses: Sequence[Use]) -> dict[int, Use]:
         """Return the parameters whose gradient need not be formed, and the use that knows it."""
         dense_sites = {
@@ -262,6 +333,11 @@ class TorchGraph(LayerGraph):
     def replay(self, v: Vector, step: Tensor, receive: Receive) -> None:
         """Run the forward pass at ``w + step v``."""
         scale = float(step)
+        if self._blocks is not None:
+            self._replay_gradients(v, scale, receive)
+            return
+        apart = self._route.parted  # of these not the weight is applied, but what is made of it
+        v = [a.dense() if isinstance(a, LowRank) and i in apart else a for i, a in enumerate(v)]
         added = {i: a for i, a in enumerate(v) if isinstance(a, LowRank)}, scale
 
         def moved(index: int, p: Tensor, slot: int | None) -> Tensor:
@@ -286,6 +362,9 @@ class TorchGraph(LayerGraph):
 
     def jvp(self, v: Dense, receive: Receive) -> None:
         """Run the forward pass on dual numbers."""
+        if self._blocks is not None:
+            msg = "the loss differentiates by inputs: its gradients are differenced as a whole"
+            raise TangentUnavailable(msg)
         if self._unseen:
             msg = f"{self._parameters[self._unseen[0]].name} is used where it is not visible"
             raise TangentUnavailable(msg)
@@ -342,7 +421,7 @@ class TorchGraph(LayerGraph):
                     receive(index, inputs)
 
         def run(*, grad: bool) -> Recorder:
-            recorder = self._recorder(replace, checked, added)
+            recorder = self._recorder(replace, checked, added, self._route)
             with self._forward(grad=grad), recorder:
                 self._closures["batch"]()
             return recorder
@@ -379,7 +458,8 @@ class TorchGraph(LayerGraph):
         if self._optimizer is None:
             msg = "this objective reads the optimizer's step: pass optimizer="
             raise ValueError(msg)
-        by_id = {id(p): g for p, g in zip(self._tensors, gradients, strict=True)}
+        proper = gradients_proper(gradients, self._tensors, self._route.lengths)
+        by_id = {id(p): g for p, g in zip(self._tensors, proper, strict=True)}
         return step_over_ranks(self._optimizer, self._tensors, by_id, self.collective)
 
     def pack(self, direction: Matrix) -> Any:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from nullport.network import DenseSite, Layout, Site
+from nullport.network import DenseSite, Layout, Part, Site
 from nullport_torch import _conv
 from nullport_torch._calls import Call, Contraction
 from nullport_torch._conv import ConvSite, Geometry
@@ -26,23 +26,53 @@ class Seen:
     output_shape: torch.Size
     replayable: bool
     half: bool
+    part: Part | None = None
 
 
 def site_of(seen: Seen, gradient: Tensor | None) -> Site:
     """Join what was seen in the forward pass with the gradient of the site's output."""
-    call = seen.call
+    call, part = seen.call, seen.part
+    site: Site
     gradient = None if gradient is None else whole(gradient)
     if isinstance(call.how, Geometry):
         batched = len(call.how.kernel) + 2
         if gradient is not None and gradient.ndim < batched:
             gradient = gradient[None]
         positions = seen.output_shape[-len(call.how.kernel) :].numel()
-        return ConvSite(call.kind, seen.inputs, gradient, seen.output_norm, call.how, positions)
+        site = ConvSite(call.kind, seen.inputs, gradient, seen.output_norm, call.how, positions)
+    else:
+        if gradient is not None:
+            gradient = _rows_of_output(call, gradient)
+        site = DenseSite(call.kind, seen.inputs, gradient, seen.output_norm)
+    return site if part is None or part.plain else part.site(site)
+
+
+def _rows_of_output(call: Call, out: Tensor) -> Tensor:
+    """Return an array shaped like the output of a call as rows, with groups as a stack."""
+    if isinstance(call.how, Geometry):
+        batched = out if out.ndim == len(call.how.kernel) + 2 else out[None]
+        split: Tensor = batched.unflatten(1, (call.how.groups, -1)).movedim((1, 2), (0, -1))
+        return split.flatten(1, -2)
     roles = call.how.roles
     assert roles is not None  # only linear readings become sites
-    if gradient is not None:
-        gradient = as_rows(call.how, call.how.y, roles[2], gradient)
-    return DenseSite(call.kind, seen.inputs, gradient, seen.output_norm)
+    return as_rows(call.how, call.how.y, roles[2], _sorted(call, out))
+
+
+def _sorted(call: Call, tensor: Tensor) -> Tensor:
+    """Return rows by the matrix that they belong to, padded by zeros, where they are sorted so."""
+    if call.rows is None:
+        return tensor
+    padded = torch.cat([tensor, tensor.new_zeros((1, *tensor.shape[1:]))])
+    return padded[call.rows]
+
+
+def output_rows(call: Call, part: Part | None, out: Tensor) -> Tensor:
+    """Return what a part of the weight contributes to the output, in any shape."""
+    out = linear_part(call, out)
+    if part is None or part.plain:
+        return out
+    shown: Tensor = part.shown(_rows_of_output(call, out))
+    return shown
 
 
 def permuted(letters: str, order: str, tensor: Tensor) -> Tensor:
@@ -68,7 +98,7 @@ def site_inputs(call: Call) -> Tensor:
         return call.x if call.x.ndim == len(call.how.kernel) + 2 else call.x[None]
     roles = call.how.roles
     assert roles is not None  # only linear readings become sites
-    return as_rows(call.how, call.how.x, roles[3], call.x)
+    return as_rows(call.how, call.how.x, roles[3], _sorted(call, call.x))
 
 
 def _axes(tensor: Tensor, letters: str, which: str) -> tuple[tuple[int, int], ...]:
@@ -95,6 +125,21 @@ def weight_layout(call: Call, offset: int) -> Layout:
         _axes(call.w, call.how.w, which) if i != 1 else () for i, which in enumerate(roles)
     )
     return Layout(offset, stack, out, inp)
+
+
+def along_outputs(call: Call) -> bool:
+    """Tell whether the bias of a call has one axis, the outputs."""
+    if call.b is None or call.b.ndim != 1:
+        return False
+    if isinstance(call.how, Geometry):
+        return True
+    roles = call.how.roles
+    same = (
+        call.b.shape[0] == call.w.shape[call.how.w.index(call.how.y[-1])]
+        if (call.how.y[-1] in call.how.w)
+        else False
+    )
+    return roles is not None and roles[2] == call.how.y[-1] and not roles[0] and same
 
 
 def bias_layout(call: Call, b: Tensor, offset: int) -> Layout:

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from nullport.network import Change, Dense, Layout, LowRank
+from nullport.network import Change, Dense, Layout, LowRank, dense
+from nullport_torch._lengths import Length
 from nullport_torch._sharded import local, spread, whole
 
 
@@ -16,12 +17,16 @@ class Weights:
     """The parameters of a model, and a copy of each that has changed.
 
     Writes go through ``.data``: a retained graph then sees the new weights and stays valid.
+
+    Attributes:
+        lengths: Weights given by direction and length; the length follows the direction.
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         """Hold the parameters; nothing is copied before it changes."""
         self.tensors, self._parts = list(tensors), [local(p) for p in tensors]
         self._backup: dict[int, Tensor] = {}
+        self.lengths: list[Length] = []
 
     def move(self, change: Change) -> None:
         """Add a change to its parameter, keeping a copy of what was there at first."""
@@ -34,6 +39,18 @@ class Weights:
             old = whole(p)
             _add(old, change)
             part.copy_(local(spread(old, p)))
+        self._follow(change.parameter)
+
+    def _follow(self, index: int) -> None:
+        """Give directions the lengths at which the ratios are what they were."""
+        for v, g, dim in self.lengths:
+            if v != index:
+                continue
+            if g not in self._backup:
+                self._backup[g] = self.tensors[g].detach().clone()
+            ends = (self.tensors[v].data, self._backup[v])
+            now, before = (torch.norm_except_dim(end, 2, dim) for end in ends)
+            self.tensors[g].data.copy_(self._backup[g] * (now / before))
 
     def keep(self, share: float) -> None:
         """Keep a share of every change; after all or nothing, the copies are freed."""
@@ -46,6 +63,9 @@ class Weights:
             else:
                 wide = torch.promote_types(p.dtype, torch.float32)
                 p.data.copy_(torch.lerp(copy.to(wide), p.data.to(wide), share))
+        if share not in (0, 1):
+            for index in [*self._backup]:
+                self._follow(index)
         if share in (0, 1):
             self._backup.clear()
 
@@ -64,14 +84,36 @@ class Weights:
 
 
 def strided(tensor: Tensor, layout: Layout) -> Tensor:
-    """Return the elements that a layout names as a view, one axis for each of the layout's."""
+    """Return the elements that a layout names, one axis for each of the layout's.
+
+    A view, unless the layout names elements one by one.
+    """
+    if layout.index is not None:
+        where = torch.as_tensor(layout.elements(), device=tensor.device)
+        return storage(tensor).take(where).reshape([size for size, _ in layout.axes])
     sizes, strides = zip(*layout.axes, strict=True) if layout.axes else ((), ())
     return tensor.as_strided(sizes, strides, tensor.storage_offset() + layout.offset)
+
+
+def span(tensor: Tensor) -> int:
+    """Return how many elements of its storage a tensor reaches over."""
+    return sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+
+
+def storage(tensor: Tensor) -> Tensor:
+    """Return all of a tensor's elements in the order of its storage, as a view."""
+    return tensor.as_strided((span(tensor),), (1,), tensor.storage_offset())
 
 
 def _add(data: Tensor, change: Change) -> None:
     """Add a change in place; one in factors without forming it, where the layout allows."""
     delta = change.delta
+    if change.layout.index is not None:
+        where = torch.as_tensor(change.layout.elements(), device=data.device)
+        flat, delta = storage(data), dense(delta)
+        wide = torch.promote_types(data.dtype, delta.dtype)
+        flat[where] = (flat[where].to(wide) + delta.reshape(-1).to(wide)).to(data.dtype)
+        return
     _, stack, out, inp = change.layout.canonical
     if isinstance(delta, LowRank):
         plain = not stack and len(out) == len(inp) == 1 and delta.left.ndim == 2

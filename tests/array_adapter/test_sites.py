@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from helpers.dense import to_numpy
 
-from nullport.network import DenseSite
-from nullport_arrays._sites import GradientSite, layer_input
+from nullport.network import DenseSite, GradientSite
+from nullport_arrays._sites import layer_input
 
 
 def test_a_gradient_stands_in_for_inputs(xp: Any) -> None:

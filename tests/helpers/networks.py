@@ -21,7 +21,7 @@ class Network:
         name: For the test's id.
         make: Makes the model and the closure, in a dtype.
         still: Blocks that have no direction: their inputs depend on no weight.
-        excluded: Weights of linear maps that must not move.
+        tied: Weights that are looked up too, of which only free rows move (test_tied.py).
         spanned: Blocks whose null space is empty.
         tolerance: Of the direction in float64; wider where the network itself computes in float32.
     """
@@ -29,7 +29,7 @@ class Network:
     name: str
     make: Callable[[torch.dtype], Built]
     still: frozenset[str] = frozenset()
-    excluded: frozenset[str] = frozenset()
+    tied: frozenset[str] = frozenset()
     spanned: frozenset[str] = frozenset()
     tolerance: float = 1e-9
 
@@ -193,7 +193,7 @@ NETWORKS = [
         spanned=frozenset({"1.short.weight", "2.short.weight"}),
     ),
     Network("encoder", encoder, frozenset({"embed.weight"})),
-    Network("GPT-2", gpt2, excluded=frozenset({"transformer.wte.weight"})),
+    Network("GPT-2", gpt2, tied=frozenset({"transformer.wte.weight"})),
     Network("BERT", bert),
     Network("Llama", llama_in_its_own_dtype),
     Network("Llama with float32 inside", llama, tolerance=1e-4),

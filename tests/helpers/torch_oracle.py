@@ -17,8 +17,11 @@ from torch import Tensor, nn
 
 from nullport import Engine, TeleportConfig
 from nullport._arrays import dense
+from nullport._step import _parts
 from nullport._teleport import _Run
+from nullport.network import Change
 from nullport_torch._graph import TorchGraph
+from nullport_torch._weights import _add
 
 Closure = Callable[[], Tensor]
 Gradients = Mapping[str, Tensor]
@@ -162,3 +165,62 @@ class _Spy(Engine):
     def __call__(self, graph: object, v: object, step: Tensor, *rest: object) -> float:
         self.step = step
         return super().__call__(graph, v, step, *rest)  # type: ignore[arg-type]
+
+
+def parameter_directions(
+    model: nn.Module, closure: Closure, *, tangent: str = "jvp"
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return nullport's projected direction of every parameter, and why the others stay.
+
+    Directions are shaped like the parameters, 0 where no block lies; blocks that share a site or
+    are cut out of one parameter are put together.
+    """
+    config = TeleportConfig(projection="threshold", tangent=tangent)  # type: ignore[arg-type]
+    graph, engine = TorchGraph(model, closure), _Spy(tangent)
+    with graph.exact():
+        run = _Run(graph, config, engine, None)
+        lin = graph.linearize()
+        run.prepare(lin)
+        run.lent = [lin]
+        del lin
+        run.directions(last=True)
+    assert not any(bool(layer.hidden) for layer in run.layers)
+    scale, found = float(engine.step), {}
+    names = [parameter.name for parameter in graph.parameters]
+    empty = [torch.zeros_like(p) for p in graph.weights()]
+    for b, layer in enumerate(run.layers):
+        delta = run.found[b].delta
+        if delta is None:
+            continue
+        for index, layout, part in _parts(layer, dense(delta)):
+            _add(empty[index], Change(index, layout, dense(part) / scale))
+            found[names[index]] = empty[index]
+    return found, dict(run.excluded)
+
+
+def projected_by_probing(
+    outputs: Callable[[Mapping[str, Tensor]], Tensor],
+    weights: Mapping[str, Tensor],
+    objective: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
+    """Project an objective's gradient onto the null space of a map's Jacobian, densely.
+
+    Args:
+        outputs: The map, linear in all weights together, as a function of them.
+        weights: Those that move together: one, or a weight with its bias.
+        objective: Gradients by name.
+    """
+    names = list(weights)
+
+    def stacked(*values: Tensor) -> Tensor:
+        return outputs(dict(zip(names, values, strict=True))).reshape(-1)
+
+    found = torch.autograd.functional.jacobian(stacked, tuple(weights.values()))
+    jacobian = torch.cat([part.flatten(1) for part in found], dim=1)
+    whole = torch.cat([objective[name].flatten() for name in names])
+    _, s, vt = torch.linalg.svd(jacobian, full_matrices=False)
+    rows = vt[s > 1e-10 * s.max()]
+    left = whole - rows.T @ (rows @ whole)
+    sizes = [weights[name].numel() for name in names]
+    parts = left.split(sizes)
+    return {n: part.reshape(weights[n].shape) for n, part in zip(names, parts, strict=True)}

@@ -33,8 +33,8 @@ def test_direction(network: Network) -> None:
         objective = double_backward(model, seeded(closure, SEED))
     gathered = gather(model, seeded(closure, SEED))
     expected = expected_directions(gathered, objective)
-    assert set(got) == set(expected) - network.still - network.excluded
-    for name in set(got) - network.spanned:
+    assert set(got) == set(expected) - network.still
+    for name in set(got) - network.spanned - network.tied:
         direction = got[name].reshape(expected[name].shape)
         assert relative(direction, expected[name]) <= network.tolerance, name
     for name in network.spanned:
@@ -61,7 +61,7 @@ def test_loss_stays_and_gradient_grows(network: Network, dtype: torch.dtype) -> 
         if layer.name in network.spanned:
             assert (layer.null_dim, layer.moved) == (0, 0.0)
             assert layer.reason == "its null space is empty"
-        elif layer.kind and layer.name not in network.still | network.excluded:
+        elif layer.kind and layer.name not in network.still | network.tied:
             assert layer.null_dim > 0, layer.name
             assert layer.moved == pytest.approx(0.3, rel=1e-4), layer.name
             assert layer.output_change <= layer.output_change_bound, layer.name
@@ -87,7 +87,7 @@ def test_the_moves_have_the_length_that_is_reported(network: Network) -> None:
     report = teleport(model, closure, config=FAR)
     change = {name: p.detach() - start[name] for name, p in model.named_parameters()}
     for layer in report.layers:
-        if layer.kind and layer.name not in network.excluded:
+        if layer.kind and layer.name not in network.tied:
             matrix = gathered[layer.name].matrix
             moved = torch.linalg.norm(matrix(change)) / torch.linalg.norm(matrix(start))
             assert layer.moved == pytest.approx(moved.item(), rel=1e-6, abs=1e-12), layer.name
@@ -112,7 +112,7 @@ def test_every_layer_stays_within_its_budget(
     change = {name: p.detach() - start[name] for name, p in model.named_parameters()}
     slack = 1e-4 if dtype == torch.float32 else 1e-9
     for layer in report.layers:
-        if not layer.kind or layer.name in network.excluded | network.still:
+        if not layer.kind or layer.name in network.tied | network.still:
             continue
         g = gathered[layer.name]
         rows = with_ones(g.rows) if g.bias else g.rows
