@@ -84,13 +84,18 @@ def test_rates_and_a_better_initialisation_are_beside_the_arms(toy: Task, still:
     assert all(r.spent == given.budget and not r.teleports for r in runs)
 
 
-def test_no_initialisation_where_it_is_the_better_one_or_the_networks_own(toy: Task) -> None:
+def test_no_initialisation_where_it_is_the_better_one_or_the_networks_own(
+    toy: Task, still: Backend
+) -> None:
     rates = ["lr 0.1", "lr 0.9", "lr 3"]
-    assert list(neighbours(small(init="he"), toy)) == rates
-    assert list(neighbours(small(), replace(toy, build=lambda _: None))) == rates
-    for arm, own in neighbours(small(init="he"), toy).items():
+    assert list(neighbours(small(init="he"), toy, still)) == rates
+    assert list(neighbours(small(), replace(toy, build=lambda _: None), still)) == rates
+    for arm, own in neighbours(small(init="he"), toy, still).items():
         assert replace(own, lr=0.3) == small(init="he")
         assert arm == f"lr {own.lr:.3g}"
+    without = replace(still, only={"init": ("default",)})
+    assert list(neighbours(small(), toy, without)) == rates
+    assert [*neighbours(small(activation="tanh"), toy, still)][-1] == "init xavier"
 
 
 def test_a_comparison_by_program_runs_two_arms_only(toy: Task, still: Backend) -> None:

@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
     except (ValueError, MissingData) as error:
         raise UsageError(str(error)) from error
     try:
-        beside = list(neighbours(settings, task)) if arguments.neighbours else []
+        beside = list(neighbours(settings, task, backend)) if arguments.neighbours else []
         with bar(settings, beside, quiet=arguments.quiet) as progress:
             results = compare(settings, task, backend, progress)
             if beside:

@@ -19,19 +19,27 @@ from nullport.lab.compare.training import Progress, Training
 FACTORS = (1 / 3, 3.0, 10.0)
 """Learning rates of the neighbours, in those of the baseline."""
 
-BETTER: dict[str, InitName] = {"relu": "he", "gelu": "he", "leaky_relu": "he"}
+BETTER: dict[str, InitName] = {
+    "relu": "he",
+    "gelu": "he",
+    "leaky_relu": "he",
+    "tanh": "xavier",
+    "sigmoid": "xavier",
+}
 """The standard initialisation that keeps the scale of signals, by activation."""
 
 
-def neighbours(settings: Settings, task: Task) -> dict[str, Settings]:
+def neighbours(settings: Settings, task: Task, backend: Backend) -> dict[str, Settings]:
     """Return the settings of every neighbour by the name of its arm, as ``"init he"``.
 
-    A network of the task's own has no other initialisation, nor has one that has the better one.
+    A network of the task's own has no other initialisation, nor has one that has the better one,
+    or a backend without it.
     """
     rates = [settings.lr * factor for factor in FACTORS]
     found = {f"lr {rate:.3g}": replace(settings, lr=rate) for rate in rates}
     better = BETTER[settings.activation]
-    if task.build is None and settings.init != better:
+    known = better in backend.only.get("init", (better,))
+    if task.build is None and known and settings.init != better:
         found[f"init {better}"] = replace(settings, init=better)
     return found
 
@@ -57,7 +65,7 @@ def run_neighbours(
     check(settings, task, backend)
     assert backend.trainer is not None  # checked
     runs = []
-    for arm, own in neighbours(settings, task).items():
+    for arm, own in neighbours(settings, task, backend).items():
         for seed in range(settings.seeds):
             trainer = backend.trainer(task, own, seed)
             runs.append(Training(arm, seed, trainer, task, own, progress).run())
