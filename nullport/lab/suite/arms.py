@@ -43,10 +43,11 @@ def parts(grid: Grid, known: Records) -> Iterator[str]:
     yield "## Final losses"
     yield "Training loss at the end, median over seeds (range)."
     yield _losses(cells, [BASELINE, *grid.methods])
+    yield "## Beside no teleports and other initialisations"
+    yield RATIOS
     for name, entry in grid.methods.items():
         if entry.get("method") != NONE and (rows := list(_ratios(cells, name))):
-            yield f"## {name} beside no teleports and other initialisations"
-            yield RATIOS
+            yield f"**{name}**"
             yield table(HEAD, rows)
 
 
