@@ -153,7 +153,7 @@ CASES = [
     Case(
         "gathered",
         net(lambda h, p: h @ p["w"] + p["w"][jnp.arange(4)]),
-        {"w": "also.*(gather|add)"},
+        {"w": "also used by (gather|add|tanh)"},
     ),
     Case(
         "weight decay",
