@@ -72,8 +72,9 @@ class TeleportConfig:
             held still, so that nothing is gained through the gradient.
             ``"amplify"`` gives what the data does not see of each weight the scale that its layer
             lacks, read from the cotangents; ``"renew"`` puts fresh entries of that scale there.
-            Both need no tangent, take one step of a length of their own, and are judged by the
-            loss alone; with ``"budget"`` their null space is that of the threshold 0.01.
+            Both need no tangent and take one step of a length of their own; other samples need
+            not gain at once, only lose no more than ``max_loss_change``. With ``"budget"`` their
+            null space is that of the threshold 0.01.
             ``"auto"`` is ``"grad_norm"`` where no optimizer or no other samples are known. In a
             training loop that knows both, it amplifies where gradients vanish on their way down,
             and else looks ahead, unless the optimizer divides by the size of the gradient. Under

@@ -56,7 +56,7 @@ SATURATES = 100.0
 """Factor by which a gradient is lengthened to see whether an optimizer's step follows it."""
 
 RESCALING = ("amplify", "renew")
-"""Objectives with a length of their own, that no step of the optimizer judges."""
+"""Objectives with a length of their own. Other samples need not gain by them at once."""
 
 UNSEEN = 0.01
 """Share of a layer's input energy that the null space of these may hold. On a plateau the inputs of

@@ -217,14 +217,8 @@ class _Run:
 
     def _look(self, loss: Array, gradients: Vector, *, screen: bool = False) -> Look:
         """Measure a point as the objective asks."""
-        judged, graph = self._judged_by_step, self.graph
-        armijo = self.objective not in JUDGED  # those bound themselves; others are unbounded
-        return judge.look(graph, loss, gradients, optimizer=judged, armijo=armijo, screen=screen)
-
-    @property
-    def _judged_by_step(self) -> bool:
-        """Whether the optimizer's next step judges a move."""
-        return self.graph.has_optimizer and self.objective not in RESCALING
+        armijo = self.objective not in (*JUDGED, *RESCALING)  # those bound themselves
+        return judge.look(self.graph, loss, gradients, armijo=armijo, screen=screen)
 
     def prepare(self, lin: Linearization) -> None:
         """Find the layers that may move, at the first linearization."""
@@ -351,7 +345,8 @@ class _Run:
     def _looked(self, before: Look) -> tuple[Look, Any, Array]:
         loss, gradients = mean_gradient(self.graph, "batch", None)
         after = self._look(loss, gradients)
-        code = judge.verdict(before, after, self.config, optimizer=self._judged_by_step)
+        known, gains = self.graph.has_optimizer, self.objective not in RESCALING
+        code = judge.verdict(before, after, self.config, optimizer=known, gains=gains)
         kept = (loss, list(gradients)) if self.graph.repeatable else None
         return after, kept, code
 

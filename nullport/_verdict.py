@@ -11,7 +11,8 @@ Five tests, each of which can refuse:
       L(w' - u') <= L(w') - <g', u'> / 2;
 
 - on the guard batch the loss after that step must be lower than without the move,
-  ``G(w' - u') < G(w - u)``; with no optimizer, ``G(w')`` must not rise by more than is allowed.
+  ``G(w' - u') < G(w - u)``; with no optimizer, ``G(w')`` must not rise by more than is allowed, nor
+  ``G(w' - u')`` after a move that gives a layer its scale back, which pays later.
 
 A move that went too far, by any test but the last, is tried once more at a share of its length.
 Everything is a 0-d array, so that a verdict can be traced.
@@ -69,22 +70,14 @@ class Look(NamedTuple):
 
 
 def look(
-    graph: LayerGraph,
-    loss: Array,
-    gradients: Vector,
-    *,
-    armijo: bool,
-    optimizer: bool = True,
-    screen: bool = False,
+    graph: LayerGraph, loss: Array, gradients: Vector, *, armijo: bool, screen: bool = False
 ) -> Look:
-    """Measure the point at which a graph is, and after the ``optimizer``'s step, if it is known.
+    """Measure the point at which a graph is; with ``armijo`` by the optimizer's step too, if known.
 
-    ``armijo`` measures that step on the captured batch too; ``screen`` stops after a failed test:
-    the point is not worth a teleport.
+    ``screen`` stops after a failed Armijo test: the point is not worth a teleport.
     """
     found, mean = Look(loss, ar.joint_norm(gradients)), graph.collective.mean
-    known = optimizer and graph.has_optimizer
-    step = graph.optimizer_step([ar.dense(g) for g in gradients]) if known else None
+    step = graph.optimizer_step([ar.dense(g) for g in gradients]) if graph.has_optimizer else None
     if armijo and step is not None:
         stepped = mean(graph.loss("batch", step))
         found = found._replace(stepped=stepped, promised=ar.inner(gradients, step))
@@ -95,10 +88,13 @@ def look(
     return found
 
 
-def verdict(before: Look, after: Look, config: TeleportConfig, *, optimizer: bool) -> Array:
+def verdict(
+    before: Look, after: Look, config: TeleportConfig, *, optimizer: bool, gains: bool = True
+) -> Array:
     """Return why a move is refused, a code of :class:`Cause` as a 0-d integer array.
 
-    ``optimizer`` says whether the optimizer's step is part of both looks.
+    ``optimizer`` says whether the optimizer's step is part of both looks, ``gains`` whether other
+    samples must gain by the move then; else their loss must not rise by more than is allowed.
     """
     xp, limit = ar.namespace(after.loss), config.max_loss_change
     tests: dict[Code, Array] = {
@@ -109,8 +105,8 @@ def verdict(before: Look, after: Look, config: TeleportConfig, *, optimizer: boo
         tests[Cause.GAIN] = after.grad_norm > config.max_gain * before.grad_norm
     tests[Cause.ARMIJO] = after.overshoots()
     if before.guard is not None and after.guard is not None:
-        fell = after.guard < before.guard
-        tests[Cause.GUARD] = ~fell if optimizer else _rises(before.guard, after.guard, limit)
+        rises = _rises(before.guard, after.guard, limit)
+        tests[Cause.GUARD] = ~(after.guard < before.guard) if optimizer and gains else rises
     return first(tests)
 
 

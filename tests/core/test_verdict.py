@@ -221,3 +221,11 @@ def test_a_loss_that_is_not_finite_is_an_error() -> None:
     with pytest.raises(ValueError, match="returned loss nan; a teleport needs a finite loss"):
         teleport(graph)
     assert graph.kept == [0.0]
+
+
+def test_a_move_that_pays_later_may_cost_other_samples_what_is_allowed() -> None:
+    """Where a layer gets its scale back, the next step need not gain yet."""
+    config = TeleportConfig(max_loss_change=0.1)
+    for after, cause in ((0.9, Cause.NONE), (1.09, Cause.NONE), (1.11, Cause.GUARD)):
+        looks = _look(guard=1.0), _look(guard=after)
+        assert int(verdict(*looks, config, optimizer=True, gains=False)) == cause
