@@ -206,7 +206,7 @@ class Part:
     def shown(self, y: Array) -> Array:
         """Return the outputs (..., samples, out) of ``M`` that the weight takes part in.
 
-        Each once, and before it is scaled: as large as what :meth:`PartSite.apply` returns.
+        Each once, and before it is scaled: as large as what ``PartSite.apply`` returns.
         """
         xp = array_namespace(y)
         y = self.out.take(self.stack.take(_stacked(y), 0), -1)

@@ -282,10 +282,10 @@ class Teleporter(ABC):
 
     @property
     def phase(self) -> str:
-        """Return what the last reports say of the run: stuck, training, converged or unknown.
+        """Whether the run is stuck, training, converged or unknown, by the last reports.
 
-        Stuck: gradients vanish on their way down. Converged: the loss at the last ``SPAN``
-        teleports, which are ever further apart, differs by at most ``STILL`` of itself.
+        It is stuck where gradients vanish on their way down, and has converged where the loss at
+        the last ``SPAN`` teleports, ever further apart, differs by at most ``STILL`` of itself.
         """
         if not self.history:
             return "unknown"
