@@ -25,7 +25,7 @@ from nullport import TeleportConfig
 from nullport_jax import teleport, teleporting
 
 SIZES = (6, 20, 16, 3)
-DEVICES = int(sys.argv[1]) if len(sys.argv) > 1 else 4
+DEVICES = int(sys.argv[1]) if __name__ == "__main__" else 4
 FEW, MANY = 2 * DEVICES, 8 * DEVICES
 FREE: dict[str, Any] = {"max_gain": 1e9, "max_loss_change": 1e9}
 CONFIGS = {
