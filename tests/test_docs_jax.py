@@ -45,7 +45,7 @@ def single_precision() -> Iterator[None]:
 def test_the_page_has_a_section_for_every_way() -> None:
     assert NAMES == [
         "A pure function", "Training with optax", "flax.linen", "flax.nnx", "equinox", "haiku",
-        "Networks that are stuck",
+        "Several devices", "Networks that are stuck",
     ]  # fmt: skip
 
 

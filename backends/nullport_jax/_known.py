@@ -25,7 +25,8 @@ def of(array: Any) -> Value | None:
 
 
 def _worth(array: Any) -> bool:
-    discrete = np.issubdtype(array.dtype, np.integer) or array.dtype == bool
+    # JAX's own test: dtypes of random keys are none of NumPy's.
+    discrete = jax.dtypes.issubdtype(array.dtype, np.integer) or array.dtype == bool
     return bool(discrete and np.prod(array.shape, dtype=np.int64) <= SMALL)
 
 
