@@ -121,6 +121,13 @@ JUDGED = ("look_ahead", "others")
 """Objectives that look at what the optimizer's step does, and so bound themselves."""
 
 
+def readable(objective: object, graph: LayerGraph) -> bool:
+    """Whether a graph knows what an objective reads."""
+    if objective in JUDGED and "others" not in graph.batches:
+        return False
+    return graph.has_optimizer or objective in ("grad_norm", "weight_norm") or callable(objective)
+
+
 def pull(objective: str | Callable[[Dense], Dense], graph: LayerGraph, gradients: Vector) -> Pull:
     """Return what an objective, given by name or as a function from g to v, asks for.
 

@@ -40,7 +40,7 @@ from nullport._capture import (
 from nullport._config import Objective, TeleportConfig
 from nullport._direction import Directions
 from nullport._nullspace import NullSpace
-from nullport._objective import JUDGED, mean_gradient, pull
+from nullport._objective import JUDGED, mean_gradient, pull, readable
 from nullport._report import Cause, Hold, LayerReport, TeleportReport
 from nullport._step import Found, Moved, factors_of, radius_of, step_of
 from nullport._tangent import Engine
@@ -127,7 +127,7 @@ def inspect(graph: LayerGraph, config: TeleportConfig | None = None) -> list[Lay
     config = TeleportConfig.checked(config)
     with graph.exact():
         attempt = _Run(graph, config, Engine(config.tangent), None)
-        if isinstance(config.objective, str):
+        if isinstance(config.objective, str) and not readable(attempt.objective, graph):
             attempt.objective = "grad_norm"
         lin = graph.linearize()
         attempt.lent = [attempt.joint(lin)]
@@ -196,7 +196,8 @@ class _Run:
             self.prepare(lin)
             self._grad_norm, self.lent = before.grad_norm, [joint]
             del lin, joint
-            self._ascend()
+            if self.layers:
+                self._ascend()
             stops.append((Cause.STILL, self._still(before)))
         stop = judge.first(stops)
         if known(stop > 0):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.optim import Optimizer
 
 from nullport.network import (
     Change,
@@ -26,28 +25,27 @@ from nullport.network import (
     TangentUnavailable,
     Use,
     Vector,
+    densified,
     factored,
 )
-from nullport_torch._ambient import Ambient, NoBackward, dense
+from nullport_torch._ambient import Ambient, dense
+from nullport_torch._backward import Gradients, reentrant
 from nullport_torch._checks import (
     ClosureChanged,
     PassChanged,
-    checked_loss,
     describe,
-    scalar,
     sharing_memory,
     unwrap,
 )
 from nullport_torch._conv import Geometry
-from nullport_torch._optimizer import step_of_copy
+from nullport_torch._hooks import speak
+from nullport_torch._optimizer import Optimizers
+from nullport_torch._passes import Closure, Passes
+from nullport_torch._reads import Reads
 from nullport_torch._recorder import Added, Recorder, Replacement
 from nullport_torch._seen import Seen, site_of
+from nullport_torch._transaction import Transaction
 from nullport_torch._weights import Weights, strided
-
-T = TypeVar("T")
-
-Closure = Callable[[], Tensor]
-"""Runs the forward pass and returns the loss; calls no backward."""
 
 
 class TorchGraph(LayerGraph):
@@ -62,35 +60,47 @@ class TorchGraph(LayerGraph):
         guard: Closure | None = None,
         *,
         others: Closure | None = None,
-        optimizer: Optimizer | None = None,
+        optimizer: Optimizers | None = None,
+        frozen: Iterable[object] = (),
         keep: bool = False,
+        distinct: bool = False,
     ) -> None:
-        """Wrap a model, the closures over it, and the optimizer that trains it.
+        """Wrap a model, the closures over it, and the optimizers that train it.
 
-        With ``keep`` the gradient at the weights that are settled on may be handed over.
+        Args:
+            model: The network.
+            closure: The captured batch.
+            guard: Other samples, which have the last word.
+            others: Yet other samples.
+            optimizer: What trains the network.
+            frozen: Modules and generators that must come out as they went in, beside what the
+                closures are seen to read.
+            keep: Whether the gradient at the weights that are settled on may be handed over.
+            distinct: Whether ``guard`` and ``others`` must not be the captured batch.
         """
         if torch.is_inference_mode_enabled():
             msg = "teleports need gradients: call them outside torch.inference_mode()"
             raise RuntimeError(msg)
         given, model = model, unwrap(model)
         closures = {"batch": closure, "guard": guard, "others": others}
-        self._closures = {name: c for name, c in closures.items() if c is not None}
-        self.batches = frozenset({*self._closures} - {"batch"})
+        present = {name: c for name, c in closures.items() if c is not None}
+        self.batches = frozenset({*present} - {"batch"})
         self._optimizer, self.has_optimizer = optimizer, optimizer is not None
-        self._ambient = Ambient(model)
+        self._ambient = Ambient(model, Reads([*present.values(), *frozen]))
+        self._passes = Passes(present, self._ambient, distinct=distinct)
         named = list(model.named_parameters())
         self._tensors: list[Tensor] = [p for _, p in named]
-        self._weights = Weights(self._tensors)
+        self._weights = Weights(self._tensors, None if optimizer is None else optimizer.copies())
+        self._gradients = Gradients(self._tensors)
         shared = sharing_memory(self._tensors)
         self._parameters = [describe(name, p, id(p) in shared) for name, p in named]
         self._live = [i for i, p in enumerate(self._parameters) if p.movable]
         # The core frees inputs as it goes; what is left of them here is their shape.
         self._inputs: list[tuple[torch.Size, weakref.ref[Tensor]]] = []
-        self._half = False
+        self._half = self._in_place = False
         self._retained: tuple[Tensor, list[Seen], list[Use]] | None = None
         self._unseen: list[int] = []
         self._copies: dict[object, Tensor] = {}
-        self._takes_gradients = False
         self._keep = keep and model is given and self._all_known()
         if not self._live:
             reasons = sorted({p.reason for p in self._parameters}) or ["it has no parameters"]
@@ -112,12 +122,25 @@ class TorchGraph(LayerGraph):
         if self._optimizer is None:
             return False
         live = {id(self._tensors[i]) for i in self._live}
-        trained = [p for group in self._optimizer.param_groups for p in group["params"]]
-        return all(id(p) in live for p in [*trained, *self._tensors] if p.requires_grad)
+        trained = [*self._optimizer.parameters, *self._tensors]
+        return all(id(p) in live for p in trained if p.requires_grad)
 
     def exact(self) -> contextlib.AbstractContextManager[None]:
         """Return the context the core runs in."""
-        return self._ambient.exact()
+        finished = [] if self._optimizer is None else [self._optimizer.restore]
+        arithmetic = contextlib.ExitStack()
+        return Transaction(
+            begin=lambda: arithmetic.enter_context(self._ambient.arithmetic()),
+            undo=[*finished, self._passes.watch.put_back, self._weights.undo],
+            restore=[
+                *finished,
+                speak,
+                self._passes.watch.put_back,
+                arithmetic.close,
+                self._ambient.restore,
+            ],
+            commit=self._weights.commit,
+        )
 
     def weights(self) -> list[Tensor]:
         """Return the current parameters."""
@@ -135,37 +158,30 @@ class TorchGraph(LayerGraph):
         if unchanged and self._retained is not None:
             return self._backward(*self._retained, again=again, checked=checked, reused=True)
         self._retained = None
-        recorder = Recorder([(i, self._tensors[i]) for i in self._live])
-        with self._ambient.forward(grad=True), recorder:
-            loss = checked_loss(self._closures["batch"]())
-        # A training step would also draw random numbers and update buffers.
-        self._keep = self._keep and self._ambient.untouched()
-        self._inputs = [(s.inputs.shape, weakref.ref(s.inputs)) for s in recorder.seen]
-        self._half = any(seen.half for seen in recorder.seen)
-        how = {"again": again, "checked": checked, "reused": False}
-        return self._backward(loss, recorder.seen, recorder.uses, **how)
+        recorder = Recorder([(i, self._tensors[i]) for i in self._live], self._passes.watch)
+        recorder.data = [] if self._passes.asks_for_data else None
+        with self._passes.written_back():
+            loss = self._passes.recorded(recorder)
+            if recorder.data is not None:
+                self._passes.tell(recorder.data)
+            self._gradients.reentrant = recorder.unseen_gradients and reentrant(loss)
+            self._in_place = self._gradients.reentrant or recorder.differentiated
+            # A training step would also draw random numbers and update buffers.
+            still = not (self._passes.watch.written or self._gradients.sparse)
+            self._keep = self._keep and still and self._ambient.untouched()
+            self._inputs = [(s.inputs.shape, weakref.ref(s.inputs)) for s in recorder.seen]
+            self._half = any(seen.half for seen in recorder.seen)
+            how = {"again": again and still, "checked": checked, "reused": False}
+            with _naming_nested():
+                return self._backward(loss, recorder.seen, recorder.uses, **how)
 
     def gradient(
         self, batch: str = "batch", shift: Dense | None = None
     ) -> tuple[Tensor, list[Tensor | None]]:
         """Run forward and backward at ``w - shift``, and record nothing."""
-        everything = batch != "batch"
-        with self._weights.shifted(shift, -1.0, self._live):
-            with self._ambient.forward(grad=True, everything=everything), NoBackward():
-                loss = checked_loss(self._closures[batch]())
+        with self._weights.shifted(shift, -1.0, self._live), self._passes.written_back():
+            loss = self._passes.loss(batch)
             return loss.detach(), self._gradients(loss, self._live)
-
-    def _gradients(
-        self, loss: Tensor, asked: Sequence[int], edges: Sequence[Any] = (), *, again: bool = False
-    ) -> list[Tensor | None]:
-        """Return the gradients of all parameters, None where not asked for, and of the edges."""
-        live: list[Any] = [self._tensors[i] for i in asked]
-        with torch.enable_grad():
-            flat = torch.autograd.grad(loss, [*live, *edges], allow_unused=True, retain_graph=again)
-        gradients: list[Tensor | None] = [None] * len(self._tensors)
-        for i, gradient in zip(asked, flat, strict=False):
-            gradients[i] = gradient
-        return [*gradients, *flat[len(live) :]]
 
     def _backward(
         self,
@@ -188,10 +204,7 @@ class TorchGraph(LayerGraph):
         for index, use in known.items():
             gradients[index] = self._gradient_of(index, use, sites)
         if not any(gradient is not None for gradient in gradients):
-            msg = (
-                "no trainable parameter of the model takes part in the loss (activation "
-                "checkpointing has to be used with use_reentrant=False)"
-            )
+            msg = "no trainable parameter of the model takes part in the loss"
             raise ValueError(msg)
         keep = again and all(s.replayable for s in seen)
         self._retained = (loss, seen, uses) if keep else None
@@ -222,6 +235,10 @@ class TorchGraph(LayerGraph):
     def replay(self, v: Vector, step: Tensor, receive: Receive) -> None:
         """Run the forward pass at ``w + step v``."""
         scale = float(step)
+        if self._in_place:  # a pass that takes gradients has to see the parameters themselves
+            with self._weights.shifted(densified(v), scale, self._live):
+                self._watch(None, lambda index, inputs: receive(index, inputs.detach()))
+            return
         added = {i: a for i, a in enumerate(v) if isinstance(a, LowRank)}, scale
 
         def moved(index: int, p: Tensor, slot: int | None) -> Tensor:
@@ -244,6 +261,9 @@ class TorchGraph(LayerGraph):
 
     def jvp(self, v: Dense, receive: Receive) -> None:
         """Run the forward pass on dual numbers."""
+        if self._in_place:
+            msg = "the closure takes gradients by weights, or checkpoints in the reentrant way"
+            raise TangentUnavailable(msg)
         if self._unseen:
             msg = f"{self._parameters[self._unseen[0]].name} is used where it is not visible"
             raise TangentUnavailable(msg)
@@ -268,7 +288,7 @@ class TorchGraph(LayerGraph):
 
     def _watch(
         self,
-        replace: Replacement,
+        replace: Replacement | None,
         receive: Receive,
         primal: Callable[[Tensor], Tensor] | None = None,
         added: Added | None = None,
@@ -300,45 +320,31 @@ class TorchGraph(LayerGraph):
         tracked = [(i, self._tensors[i]) for i in self._live]
 
         def run(*, grad: bool) -> Recorder:
-            recorder = Recorder(tracked, replace, checked, added)
-            with self._ambient.forward(grad=grad), recorder:
-                self._closures["batch"]()
+            grad = grad or replace is None
+            recorder = Recorder(tracked, self._passes.watch, replace, checked, added)
+            self._passes.replayed(recorder, grad=grad)
             return recorder
 
-        recorder = self._without_graph(run)
+        recorder = self._passes.without_graph(run)
         if recorder.sites != len(self._inputs):
             how = f"{recorder.sites} linear maps, before {len(self._inputs)}"
             raise later(how)
 
     def loss(self, batch: str = "batch", shift: Dense | None = None) -> Tensor:
         """Return the loss of a batch at ``w - shift``."""
-
-        def run(*, grad: bool) -> Tensor:
-            everything = batch != "batch"
-            with self._ambient.forward(grad=grad, everything=everything), NoBackward():
-                return scalar(self._closures[batch]()).detach()
-
         with self._weights.shifted(shift, -1.0, self._live):
-            return self._without_graph(run)
-
-    def _without_graph(self, run: Callable[..., T]) -> T:
-        """Run a pass without gradients, unless the closure itself takes some (a penalty)."""
-        if not self._takes_gradients:
-            try:
-                return run(grad=False)
-            except RuntimeError as error:
-                if "does not require grad" not in str(error):
-                    raise
-                self._takes_gradients = True
-        return run(grad=True)
+            return self._passes.value(batch)
 
     def optimizer_step(self, gradients: Dense) -> list[Tensor | None]:
-        """Return what the optimizer would subtract, by running a copy of it."""
+        """Return what the optimizer would subtract: it takes the step, which is undone."""
         if self._optimizer is None:
             msg = "this objective reads the optimizer's step: pass optimizer="
             raise ValueError(msg)
-        by_id = {id(p): g for p, g in zip(self._tensors, gradients, strict=True)}
-        moved = step_of_copy(self._optimizer, by_id)
+        by_id = {
+            id(p): self._gradients.as_taken(i, g)
+            for i, (p, g) in enumerate(zip(self._tensors, gradients, strict=True))
+        }
+        moved = self._optimizer.step(by_id)
         return [moved.get(id(p)) for p in self._tensors]
 
     def move(self, changes: Iterable[Change]) -> None:
@@ -358,3 +364,15 @@ class TorchGraph(LayerGraph):
         self._retained = None
         self._inputs = []
         self._copies = {}
+
+
+@contextlib.contextmanager
+def _naming_nested() -> Iterator[None]:
+    """Say that nested tensors are what torch takes no gradient of."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "nested" not in str(error).lower():
+            raise
+        msg = f"the network computes on nested tensors, and torch takes no gradient there: {error}"
+        raise ValueError(msg) from error

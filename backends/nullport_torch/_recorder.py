@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import types
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -25,7 +25,6 @@ from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from nullport.network import LowRank, Use
-from nullport_torch._ambient import BackwardCalled
 from nullport_torch._calls import PARSERS, Call
 from nullport_torch._conv import Geometry
 from nullport_torch._seen import (
@@ -36,6 +35,7 @@ from nullport_torch._seen import (
     site_inputs,
     weight_layout,
 )
+from nullport_torch._watch import Watch, add_data, tensors_in, writes
 
 _COPIES = {
     getattr(Tensor, name)
@@ -53,10 +53,6 @@ _METADATA = {
     "dim_order", "register_hook", "retain_grad", "is_tensor", "can_cast",
 }  # fmt: skip
 """Functions that return no tensor and tell nothing of the elements."""
-
-_WRITERS = {"__setitem__"} | {
-    f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul")
-}
 
 _GLOBALS = dict(vars(F)) | {
     name: (lambda *_: False) for name in vars(F) if name.startswith("has_torch_function")
@@ -107,11 +103,15 @@ class Recorder(TorchFunctionMode):
         seen: Sites, in the order of the forward pass (recording only).
         uses: Uses of parameters (recording only).
         sites: Number of sites so far.
+        data: What tells the batch from another, if a list is put here.
+        unseen_gradients: Whether a parameter was used where no gradient is taken.
+        differentiated: Whether the pass itself takes a gradient by a parameter.
     """
 
     def __init__(
         self,
         tracked: Sequence[tuple[int, Tensor]],
+        watch: Watch,
         replace: Replacement | None = None,
         receive: Receive | None = None,
         added: Added | None = None,
@@ -123,6 +123,9 @@ class Recorder(TorchFunctionMode):
         in factors get what the move adds to them.
         """
         super().__init__()
+        self.data: list[Any] | None = None
+        self.unseen_gradients = self.differentiated = False
+        self._watch = watch
         self.seen: list[Seen] = []
         self.uses: list[Use] = []
         self.sites = 0
@@ -158,9 +161,10 @@ class Recorder(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func is Tensor.backward:
-            raise BackwardCalled
-        if not any(self.origin(a) is not None for a in _tensors((args, kwargs))):
+        self._watch.before(func, args, kwargs)
+        if self.data is not None:
+            add_data(self.data, args, kwargs)
+        if not any(self.origin(a) is not None for a in tensors_in((args, kwargs))):
             return self._untouched(func, args, kwargs)
         if self._replace is not None:
             if getattr(func, "__name__", "") == "__get__" and not isinstance(
@@ -170,6 +174,8 @@ class Recorder(TorchFunctionMode):
             if func in _DIRECT:
                 args = [self._direct(a, slot) for slot, a in enumerate(args)]
             args, kwargs = self._replaced(args), self._replaced(kwargs)
+        self.differentiated = self.differentiated or func is torch.autograd.grad
+        self.unseen_gradients = self.unseen_gradients or not torch.is_grad_enabled()
         parser = PARSERS.get(func)
         call = None if parser is None else self._linear(parser(args, kwargs))
         if call is None and parser is None and _composite(func):
@@ -222,7 +228,7 @@ class Recorder(TorchFunctionMode):
         if bias is not None and call.b is not None:
             layout = bias_layout(call, call.b, _offset(call.b) - bias.offset)
             self.uses.append(Use(bias.parameter, index, "bias", layout))
-        for value in _tensors((args, kwargs)):
+        for value in tensors_in((args, kwargs)):
             if value is not call.w and value is not call.b:
                 self._other_use(value, call.kind)
 
@@ -245,12 +251,12 @@ class Recorder(TorchFunctionMode):
 
     def _other(self, func: Any, out: Any, args: Any, kwargs: Any) -> None:
         """Record a use that is no linear map, unless it only changes the layout."""
-        outputs = list(_tensors(out))
+        outputs = list(tensors_in(out))
         name = _name(func)
         if not outputs and (name in _METADATA or getattr(func, "__name__", "") == "__get__"):
             return
-        written = _in_place(func) or kwargs.get("out") is not None
-        for value in _tensors((args, kwargs)):
+        written = writes(func, args, kwargs)
+        for value in tensors_in((args, kwargs)):
             origin = self.origin(value)
             if origin is None:
                 continue
@@ -331,36 +337,22 @@ class Recorder(TorchFunctionMode):
 def _plain(tensor: Tensor) -> bool:
     """Tell whether a tensor is a real, dense one, and no stand-in inside ``torch.func``."""
     wrapped: bool = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-    return tensor.layout == torch.strided and tensor.dtype.is_floating_point and not wrapped
+    strided = tensor.layout == torch.strided and not tensor.is_nested
+    return strided and tensor.dtype.is_floating_point and not wrapped
 
 
 def _offset(tensor: Tensor) -> int:
     return int(tensor.storage_offset())
 
 
-def _in_place(func: Any) -> bool:
-    name = getattr(func, "__name__", "")
-    return name in _WRITERS or (name.endswith("_") and not name.endswith("__"))
-
-
 def _composite(func: Any) -> bool:
     return isinstance(func, types.FunctionType) and func.__module__ == F.__name__
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors in nested lists, tuples and dictionaries."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _tensors(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors(item)
 
 
 def _name(func: Any) -> str:
     name = getattr(func, "__name__", str(func))
     if name == "__get__":
         name = getattr(getattr(func, "__self__", None), "__name__", name)
+    if func is torch.autograd.grad:
+        return "a gradient that the loss takes by it"
     return "gather (embedding)" if name == "embedding" else name.strip("_")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -12,49 +12,79 @@ from nullport.network import Change, Dense, Layout, LowRank
 
 
 class Weights:
-    """The parameters of a model, and a copy of each that has changed.
+    """The parameters of a model, what moves along, and a copy of each that has changed.
 
-    Writes go through ``.data``: a retained graph then sees the new weights and stays valid.
+    Writes go through ``.data``: a retained graph then sees the new weights and stays valid. Copies
+    are made before a write and freed by :meth:`commit` alone, so that :meth:`undo` is right after
+    whatever interrupts anything in between.
     """
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        """Hold the parameters; nothing is copied before it changes."""
+    def __init__(
+        self, tensors: Sequence[Tensor], along: Mapping[int, Sequence[Tensor]] | None = None
+    ) -> None:
+        """Hold the parameters; nothing is copied before it changes.
+
+        Args:
+            tensors: The parameters.
+            along: Copies of a parameter that an optimizer keeps, by its ``id``: they move too.
+        """
         self.tensors = list(tensors)
-        self._backup: dict[int, Tensor] = {}
+        self._along = along or {}
+        self._backup: dict[int, tuple[Tensor, Tensor]] = {}
+        self._shifted: dict[int, tuple[Tensor, Tensor]] = {}
+        self._moved = True
 
     def move(self, change: Change) -> None:
         """Add a change to its parameter, keeping a copy of what was there at first."""
         p = self.tensors[change.parameter]
-        if change.parameter not in self._backup:
-            self._backup[change.parameter] = p.detach().clone()
+        along = self._along.get(id(p), ())
+        for tensor in (p, *along):
+            if id(tensor) not in self._backup:
+                self._backup[id(tensor)] = (tensor, tensor.detach().clone())
+        before = p.detach().clone() if along else p
         _add(p.data, change)
+        for copy in along:  # in the copy's own dtype, which may be wider
+            copy.data.add_(p.detach().to(copy.dtype) - before.to(copy.dtype))
 
     def keep(self, share: float) -> None:
-        """Keep a share of every change; after all or nothing, the copies are freed."""
-        for index, copy in self._backup.items():
-            p = self.tensors[index]
+        """Keep a share of every change."""
+        self._moved = share != 0
+        for tensor, copy in self._backup.values():
             if share == 0:
-                p.data.copy_(copy)
-            elif share == 1:
-                torch.autograd.graph.increment_version(p)
-            else:
-                wide = torch.promote_types(p.dtype, torch.float32)
-                p.data.copy_(torch.lerp(copy.to(wide), p.data.to(wide), share))
-        if share in (0, 1):
-            self._backup.clear()
+                tensor.data.copy_(copy)
+            elif share != 1:
+                wide = torch.promote_types(tensor.dtype, torch.float32)
+                tensor.data.copy_(torch.lerp(copy.to(wide), tensor.data.to(wide), share))
+
+    def commit(self) -> None:
+        """Settle on the weights as they are, and free the copies."""
+        for tensor, _ in self._backup.values():
+            if self._moved:
+                torch.autograd.graph.increment_version(tensor)
+        self._backup = {}
+
+    def undo(self) -> None:
+        """Put every weight back, whatever was under way; may be called again."""
+        self._unshift()
+        self.keep(0)
 
     @contextlib.contextmanager
     def shifted(self, v: Dense | None, scale: float, indices: Sequence[int]) -> Iterator[None]:
         """Move the given parameters by ``scale v``, for the time of a pass."""
         moves = {} if v is None else {i: a for i in indices if (a := v[i]) is not None}
-        saved = {i: self.tensors[i].detach().clone() for i in moves}
         try:
             for i, move in moves.items():
-                self.tensors[i].data.add_(move, alpha=scale)
+                p = self.tensors[i]
+                self._shifted[i] = (p, p.detach().clone())
+                p.data.add_(move, alpha=scale)
             yield
         finally:
-            for i, copy in saved.items():
-                self.tensors[i].data.copy_(copy)
+            self._unshift()
+
+    def _unshift(self) -> None:
+        for p, copy in self._shifted.values():
+            p.data.copy_(copy)
+        self._shifted = {}
 
 
 def strided(tensor: Tensor, layout: Layout) -> Tensor:
