@@ -17,11 +17,16 @@ from torch import Tensor, nn
 from nullport_torch._random import RandomStates
 from nullport_torch._reads import Reads
 from nullport_torch._settings import EAGER, FULL_PRECISION, Wish
+from nullport_torch._stacks import Stacks
 from nullport_torch._watch import BackwardCalled
 
 
 class Ambient:
-    """A snapshot of random states, modules, gradients and switches, and how to return to it."""
+    """A snapshot of random states, modules, gradients and switches, and how to return to it.
+
+    Attributes:
+        stacks: What contexts push on stacks of this thread.
+    """
 
     def __init__(self, model: nn.Module, reads: Reads) -> None:
         """Take the snapshot of the network, and of what closures read besides."""
@@ -36,6 +41,7 @@ class Ambient:
         devices = sorted({t.device.index for t in tensors if t.device.type == "cuda"})
         self._device = next((t.device.type for t in tensors), "cpu")
         self._random = RandomStates(devices, reads.generators)
+        self.stacks = Stacks(self._device)
         self._autocast = torch.is_autocast_enabled(self._device)
         self._autocast_dtype = torch.get_autocast_dtype(self._device)
         self._precise, self._eager = Wish(FULL_PRECISION), Wish(EAGER)

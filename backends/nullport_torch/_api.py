@@ -68,7 +68,11 @@ def teleport(
     check_model(model)
     trained = None if optimizer is None else Optimizers(optimizer, model, clip)
     graph = TorchGraph(model, closure, guard, others=others, optimizer=trained, frozen=frozen)
-    return core.teleport(graph, config, engine=engine)
+    try:
+        return core.teleport(graph, config, engine=engine)
+    except BaseException:
+        graph.abandon()
+        raise
 
 
 def inspect(

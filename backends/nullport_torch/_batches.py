@@ -61,7 +61,7 @@ def encoded(value: Any) -> Any:
         return value
     if isinstance(value, Tensor):
         if value.requires_grad:
-            msg = "a tensor that is trained"
+            msg = "a tensor in a batch that is trained"
             raise Unsaved(msg)
         return value
     if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biuf":
@@ -74,7 +74,7 @@ def encoded(value: Any) -> Any:
         return {KIND: "dict", "parts": pairs}
     parts = _parts(value)
     if parts is None:
-        msg = f"a {type(value).__name__}"
+        msg = f"a {type(value).__name__} in a batch"
         raise Unsaved(msg)
     return {KIND: _name(value), "parts": encoded(parts)}
 

@@ -66,12 +66,21 @@ def _by_parameter(known: set[int], value: Mapping[Any, Any]) -> Iterator[Family]
     direct = [(p, held) for p, held in keyed if _fits(p, held)]
     if direct:
         yield direct
-    names = {name for _, held in keyed if isinstance(held, Mapping) for name in held}
-    for name in names:
-        states = [(p, held) for p, held in keyed if isinstance(held, Mapping)]
-        family = [(p, state[name]) for p, state in states if _fits(p, state.get(name))]
-        if family:
-            yield family
+    families: dict[object, Family] = {}
+    for p, held in keyed:
+        for place, copy in _places(held):
+            if _fits(p, copy):
+                families.setdefault(place, []).append((p, copy))
+    yield from families.values()
+
+
+def _places(held: object, place: tuple[object, ...] = ()) -> Iterator[tuple[object, Any]]:
+    """Yield the tensors in the state of a parameter, each with its place in it."""
+    if isinstance(held, Tensor):
+        yield place, held
+    elif isinstance(held, Mapping) and len(place) < 4:
+        for name, item in held.items():
+            yield from _places(item, (*place, name))
 
 
 def _fits(p: Tensor, copy: object) -> bool:

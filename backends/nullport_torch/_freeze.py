@@ -69,9 +69,10 @@ class _Freezer:
         elif isinstance(value, MethodType):
             self._made[id(value)] = MethodType(self(value.__func__), self(value.__self__))
         elif isinstance(value, partial):
-            arguments = self._data.get("args", value.args), self._data.get("keywords", None)
-            words = value.keywords if arguments[1] is None else arguments[1]
-            self._made[id(value)] = partial(self(value.func), *arguments[0], **words)
+            given = self._data.get("args", {})
+            arguments = [given.get(i, argument) for i, argument in enumerate(value.args)]
+            words = {**value.keywords, **self._data.get("keywords", {})}
+            self._made[id(value)] = partial(self(value.func), *arguments, **words)
         elif _holds(value):
             self._object(value)
         return self._made[id(value)]
@@ -130,9 +131,9 @@ def data_of(closure: Callable[[], T]) -> dict[str, Any] | None:
     not, nor are arrays that are trained: a resumed run has its own.
     """
     if isinstance(closure, partial):
-        named: dict[str, Any] = {"args": closure.args, "keywords": closure.keywords}
-    elif isinstance(closure, FunctionType):
-        named = bindings(closure)
-    else:
-        return None
-    return {name: value for name, value in named.items() if is_data(value)}
+        arguments = {i: value for i, value in enumerate(closure.args) if is_data(value)}
+        words = {name: value for name, value in closure.keywords.items() if is_data(value)}
+        return {"args": arguments, "keywords": words}
+    if isinstance(closure, FunctionType):
+        return {name: v for name, v in bindings(closure).items() if is_data(v)}
+    return None

@@ -90,7 +90,8 @@ class TorchGraph(LayerGraph):
         self._passes = Passes(present, self._ambient, distinct=distinct)
         named = list(model.named_parameters())
         self._tensors: list[Tensor] = [p for _, p in named]
-        self._weights = Weights(self._tensors, None if optimizer is None else optimizer.copies())
+        along = None if optimizer is None else optimizer.copies()
+        self._weights = Weights(self._tensors, along, self._passes.watch.put_back)
         self._gradients = Gradients(self._tensors)
         shared = sharing_memory(self._tensors)
         self._parameters = [describe(name, p, id(p) in shared) for name, p in named]
@@ -101,6 +102,7 @@ class TorchGraph(LayerGraph):
         self._retained: tuple[Tensor, list[Seen], list[Use]] | None = None
         self._unseen: list[int] = []
         self._copies: dict[object, Tensor] = {}
+        self._transaction: Transaction | None = None
         self._keep = keep and model is given and self._all_known()
         if not self._live:
             reasons = sorted({p.reason for p in self._parameters}) or ["it has no parameters"]
@@ -127,20 +129,28 @@ class TorchGraph(LayerGraph):
 
     def exact(self) -> contextlib.AbstractContextManager[None]:
         """Return the context the core runs in."""
-        finished = [] if self._optimizer is None else [self._optimizer.restore]
+        finished: list[Callable[[], object]] = [self._ambient.stacks.restore, speak]
+        if self._optimizer is not None:
+            finished.append(self._optimizer.restore)
         arithmetic = contextlib.ExitStack()
-        return Transaction(
+        self._transaction = Transaction(
             begin=lambda: arithmetic.enter_context(self._ambient.arithmetic()),
-            undo=[*finished, self._passes.watch.put_back, self._weights.undo],
+            undo=[*finished, self._weights.undo],
             restore=[
                 *finished,
-                speak,
                 self._passes.watch.put_back,
                 arithmetic.close,
+                self._ambient.stacks.restore,
                 self._ambient.restore,
             ],
             commit=self._weights.commit,
         )
+        return self._transaction
+
+    def abandon(self) -> None:
+        """Leave everything as it was, if the end of a teleport was interrupted."""
+        if self._transaction is not None:
+            self._transaction.abandon()
 
     def weights(self) -> list[Tensor]:
         """Return the current parameters."""

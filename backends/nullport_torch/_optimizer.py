@@ -105,7 +105,7 @@ class Optimizers:
         """Return what one optimizer would subtract, given the gradients that are there now."""
         with self.undone() as before:
             for p in self._with_gradients():
-                p.grad = None if p.grad is None else p.grad.clone()
+                p.grad = None if p.grad is None else p.grad.detach().clone()
             self.take(optimizer)
             return self._difference(before)
 
@@ -156,7 +156,8 @@ class Optimizers:
         try:
             optimizer.step()
         except Exception as error:
-            msg = f"{self.name} cannot step without a closure, or here: {error}"
+            why = "cannot step without a closure" if "closure" in str(error) else "cannot step here"
+            msg = f"{type(optimizer).__name__} {why}: {error}"
             raise StepUnavailable(msg) from error
 
     def _difference(self, before: Rollback) -> dict[int, Tensor | None]:

@@ -118,21 +118,27 @@ class Probe:
         copies = self._all.copies()
         with self._all.undone() as before:
             for p in self._all.parameters:
-                p.grad = None if p.grad is None else p.grad.clone()
-                self._all.shift(p, NUDGE * p.detach(), copies)
+                p.grad = None if p.grad is None else p.grad.detach().clone()
+                self._all.shift(p, _nudge(p), copies)
             self._all.take(self._optimizer)
             for p in self._all.parameters:
                 ahead, old = foreseen.get(id(p)), before.before(p)
                 if ahead is not None:
                     kept = (p.detach() - (old - ahead)).double()
-                    move = NUDGE * old.double()
+                    move = _nudge(old).double()
                     back += float((kept * move).sum())
                     length += float(move.square().sum())
         if length and not back >= 0.5 * length:
-            self._refuse("it keeps copies of the weights, which undo a move in its next step")
+            self._refuse("its next step undoes a move: it computes weights from a copy of its own")
 
     def _refuse(self, why: str) -> None:
         self._all.refusal = self._all.refusal or f"{type(self._optimizer).__name__}: {why}"
+
+
+def _nudge(p: Tensor) -> Tensor:
+    """Return a small move of a parameter, in a random direction, the same every time."""
+    random = torch.rand(p.shape, generator=torch.Generator().manual_seed(0)).to(p.device)
+    return NUDGE * p.detach() * torch.where(random < 0.5, 1.0, -1.0).to(p.dtype)
 
 
 @contextlib.contextmanager

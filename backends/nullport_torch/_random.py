@@ -42,6 +42,7 @@ class RandomState:
             Disturbed: If somebody else has used it since the last pass.
         """
         now = self._get()
+        self._know(now)
         if not same(now, self._left):
             if self.used:
                 self.foreign = True
@@ -57,11 +58,16 @@ class RandomState:
         self.used = self.used or not same(self._left, self._saved)
         self._within = False
 
+    def _know(self, now: Any) -> None:
+        """Take the present state for what a pass has left, if one was interrupted."""
+        if self._within:
+            self.used = self.used or not same(now, self._saved)
+            self._left, self._within = now, False
+
     def restore(self) -> None:
         """Return to the start for good, unless somebody else has used it; may be called again."""
         now = self._get()
-        if self._within:  # a pass was interrupted: what it has left is not known
-            self.used, self._left, self._within = True, now, False
+        self._know(now)
         if self.used and not self.foreign and same(now, self._left):
             self._put(self._saved)
             self._left = self._saved

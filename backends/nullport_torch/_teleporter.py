@@ -88,6 +88,7 @@ class Teleporter(nullport.Teleporter):
         self._probes: list[Probe] = []
         self._ready: Handed | None = None
         self._opaque = False
+        self._last_graph: TorchGraph | None = None
         self._said: set[str] = set()
 
     def maybe_step(
@@ -108,8 +109,8 @@ class Teleporter(nullport.Teleporter):
         """
         step, guard, others = _steps(batch, given, guard, others)
         self._ready = None
-        self._watch()
         try:
+            self._watch()
             report = super().maybe_step(step, guard, others)
         except Warning:  # where warnings are errors, they are asked for
             raise
@@ -134,7 +135,7 @@ class Teleporter(nullport.Teleporter):
         closure, guard, others = _steps(batch, given, guard, others)
         if self._optimizers is not None and self._optimizers.refusal:
             raise StepUnavailable(self._optimizers.refusal)
-        report = super().step(closure, guard, others)
+        report = self._whole(closure, guard, others)
         self._handed_over(closure)
         return report
 
@@ -203,7 +204,7 @@ class Teleporter(nullport.Teleporter):
         self, batch: Closure, guard: Closure | None, others: Closure | None
     ) -> nullport.LayerGraph:
         kept = any(value is not None and value in (guard, others) for value in self._recent)
-        return TorchGraph(
+        self._last_graph = TorchGraph(
             self._model,
             batch,
             guard,
@@ -213,13 +214,26 @@ class Teleporter(nullport.Teleporter):
             keep=True,
             distinct=kept and self._opaque,
         )
+        return self._last_graph
+
+    def _whole(self, batch: Any, guard: Any, others: Any) -> TeleportReport:
+        """Make a teleport, all of it or nothing."""
+        self._last_graph = None
+        try:
+            return super().step(batch, guard, others)
+        except BaseException:
+            if self._last_graph is not None:
+                self._last_graph.abandon()
+            raise
+        finally:
+            self._last_graph = None
 
     def _attempt(self, batch: Any, guard: Any, others: Any) -> TeleportReport | None:
         """Teleport where one is due, unless the optimizer's step cannot be foreseen."""
         if self._optimizers is not None and self._optimizers.refusal:
             raise StepUnavailable(self._optimizers.refusal)
         try:
-            return super().step(batch, guard, others)
+            return self._whole(batch, guard, others)
         except Warning:
             raise
         except Exception as error:
@@ -256,15 +270,18 @@ class Teleporter(nullport.Teleporter):
             return batch
         kept = freeze(batch)
         data = data_of(kept) or {}
-        self._opaque = judges and not any(map(_holds_tensors, data.values()))
+        self._opaque = judges and not _holds_tensors(data)
         return kept
 
     def _save(self, kept: Closure) -> Any:
-        data = {"batch": kept.batch} if isinstance(kept, Step) else data_of(kept)
+        data = {"batch": kept.batch} if isinstance(kept, Step) else data_of(kept) or {}
         try:
-            return None if data is None else encoded(data)
+            if not isinstance(kept, Step) and not _holds_tensors(data):
+                msg = "the closure names no data; give the batch apart, maybe_step(loss_fn, batch)"
+                raise Unsaved(msg)
+            return encoded(data)
         except Unsaved as error:
-            self._decline(ValueError(f"kept batches are not saved: {error} in a batch"))
+            self._decline(ValueError(f"kept batches are not saved: {error}"))
             return None
 
     def _load(self, data: Any, batch: Closure) -> Closure | None:

@@ -33,9 +33,11 @@ class Transaction:
         """
         self._begin, self._commit = begin, commit
         self._undo, self._restore = undo, restore
+        self._open = False
 
     def __enter__(self) -> None:
         """Begin."""
+        self._open = True
         try:
             self._begin()
         except BaseException:
@@ -58,8 +60,14 @@ class Transaction:
             if error is None:
                 break
             late, failed = error, True
+        self._open = False
         if late is not None:
             raise late
+
+    def abandon(self) -> None:
+        """Undo everything, unless this has come to its end."""
+        if self._open:
+            self._end(failed=True)
 
     def _settled(self, *, failed: bool) -> BaseException | None:
         """Put back or settle; return what interrupted it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -20,16 +20,21 @@ class Weights:
     """
 
     def __init__(
-        self, tensors: Sequence[Tensor], along: Mapping[int, Sequence[Tensor]] | None = None
+        self,
+        tensors: Sequence[Tensor],
+        along: Mapping[int, Sequence[Tensor]] | None = None,
+        before: Callable[[], object] = lambda: None,
     ) -> None:
         """Hold the parameters; nothing is copied before it changes.
 
         Args:
             tensors: The parameters.
             along: Copies of a parameter that an optimizer keeps, by its ``id``: they move too.
+            before: Called before a shift is undone: puts back what was written at the shifted
+                weights.
         """
         self.tensors = list(tensors)
-        self._along = along or {}
+        self._along, self._before = along or {}, before
         self._backup: dict[int, tuple[Tensor, Tensor]] = {}
         self._shifted: dict[int, tuple[Tensor, Tensor]] = {}
         self._moved = True
@@ -82,6 +87,7 @@ class Weights:
             self._unshift()
 
     def _unshift(self) -> None:
+        self._before()
         for p, copy in self._shifted.values():
             p.data.copy_(copy)
         self._shifted = {}
