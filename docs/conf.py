@@ -60,7 +60,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"nullport\.lab\.compare\.[a-z]+(\.(Point|Statistic|Teleport))?"),
     (
         "py:.*",
-        r"(.*\.)?(Array|Cause|Closure|Hold|LossFn|MissingExtra|Objective|Params|State|Vector)",
+        r"(.*\.)?(Array|Cause|Closure|Hold|LossFn|MissingExtra|Params|State|Vector|\w*Name|Objective)",
     ),
     ("py:class", "The gradient"),  # the beginning of a property's docstring, taken for its type
     ("py:attr", "graph"),

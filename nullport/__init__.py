@@ -21,16 +21,6 @@ from nullport.network import LayerGraph
 __version__ = "0.1.0"
 
 __all__ = [
-    "Engine",
-    "LayerGraph",
-    "LayerReport",
-    "Outcome",
-    "Rule",
-    "State",
-    "TeleportConfig",
-    "TeleportReport",
-    "Teleporter",
-    "inspect",
-    "run",
-    "teleport",
-]
+    "Engine", "LayerGraph", "LayerReport", "Outcome", "Rule", "State", "TeleportConfig",
+    "TeleportReport", "Teleporter", "inspect", "run", "teleport",
+]  # fmt: skip

@@ -7,8 +7,9 @@ an entry may be a :class:`LowRank`, which stands for ``left^T right`` without fo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -41,9 +42,9 @@ def known(condition: Array) -> bool:
     return not traced(condition) and bool(condition)
 
 
-def plain(x: Array) -> Any:
-    """Return a 0-d array as a Python number, or as it is where it may be traced."""
-    if traced(x):
+def plain(x: Array | None) -> Any:
+    """Return a 0-d array as a Python number; None, and what is traced, as it is."""
+    if x is None or traced(x):
         return x
     if isinstance(x, float):  # of Python or NumPy
         return float(x)
@@ -72,6 +73,11 @@ def double(x: Array) -> Array:
 def eps(x: Array) -> float:
     """Return the relative spacing of numbers in the dtype of ``x``."""
     return float(namespace(x).finfo(x.dtype).eps)
+
+
+def tiny(x: Array) -> float:
+    """Return the smallest normal number in the dtype of ``x``."""
+    return float(namespace(x).finfo(x.dtype).smallest_normal)
 
 
 def positive(x: Array) -> Array:
@@ -131,8 +137,8 @@ Dense: TypeAlias = "Sequence[Array | None]"
 """A vector without low-rank entries."""
 
 
-def dense(x: Matrix) -> Array:
-    """Return a matrix as an array."""
+def dense(x: Matrix | None) -> Array:
+    """Return a matrix as an array; None, which stands for 0 in a vector, as it is."""
     return x.dense() if isinstance(x, LowRank) else x
 
 
@@ -143,7 +149,11 @@ def outputs(x: Matrix, rows: Array) -> Array:
     return rows @ namespace(rows).matrix_transpose(x)
 
 
-_LIMITS: dict[type, dict[Any, tuple[float, float]]] = {}
+@cache
+def _limits(xp: Any, dtype: Any) -> tuple[float, float]:
+    """Return between which norms no square of a number of this dtype over- or underflows."""
+    info = xp.finfo(dtype)
+    return (float(info.smallest_normal) / float(info.eps)) ** 0.5, float(info.max)
 
 
 def norm(x: Matrix) -> Array:
@@ -154,12 +164,7 @@ def norm(x: Matrix) -> Array:
     if not traced(x):
         # NumPy's own is a product with itself; that of the standard makes an array of squares.
         plainly = np.linalg.norm(x) if is_numpy_array(x) else xp.linalg.vector_norm(x)
-        limits = _LIMITS.setdefault(type(x), {})  # dtypes of two namespaces must not be compared
-        if x.dtype not in limits:
-            info = xp.finfo(x.dtype)
-            low = (float(info.smallest_normal) / float(info.eps)) ** 0.5
-            limits[x.dtype] = low, float(info.max)
-        low, high = limits[x.dtype]
+        low, high = _limits(xp, x.dtype)
         if low < float(plainly) < high:
             return plainly
     size = largest(x)
@@ -175,16 +180,17 @@ def largest(x: Array) -> Array:
     return xp.where((size > 0) & xp.isfinite(size), size, xp.ones_like(size))
 
 
-def joint_norm(arrays: Sequence[Matrix]) -> Array:
+def joint_norm(arrays: Iterable[Matrix | None]) -> Array:
     """Return the norm of several arrays taken as one vector, 0-d, in float32 or better.
 
     Raises:
-        ValueError: If ``arrays`` is empty.
+        ValueError: If there is no array.
     """
-    if not arrays:
+    parts = [norm(a if isinstance(a, LowRank) else widen(a)) for a in arrays if a is not None]
+    if not parts:
         msg = "joint_norm needs at least one array"
         raise ValueError(msg)
-    return joined([norm(a if isinstance(a, LowRank) else widen(a)) for a in arrays])
+    return joined(parts)
 
 
 def joined(norms: Sequence[Array]) -> Array:
@@ -192,19 +198,11 @@ def joined(norms: Sequence[Array]) -> Array:
     return norms[0] if len(norms) == 1 else norm(namespace(norms[0]).stack(list(norms)))
 
 
-def length(vector: Vector) -> Array:
-    """Return the norm of a vector over all parameters, 0-d."""
-    return joint_norm([a for a in vector if a is not None])
-
-
 def inner(a: Vector, b: Vector) -> Array:
     """Return the inner product of two vectors over all parameters, 0-d."""
-    pairs = [
-        (widen(dense(x)), widen(dense(y)))
-        for x, y in zip(a, b, strict=True)
-        if x is not None and y is not None
-    ]
-    terms = [namespace(x).sum(x * y) for x, y in pairs]
+    pairs = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
+    products = (widen(dense(x)) * widen(dense(y)) for x, y in pairs)
+    terms = [namespace(product).sum(product) for product in products]
     return sum(terms[1:], start=terms[0])
 
 
@@ -215,11 +213,6 @@ def scaled(factor: float | Array, x: Matrix) -> Matrix:
     if isinstance(factor, int | float):
         return float(factor) * x
     return namespace(x).astype(factor, x.dtype, copy=False) * x
-
-
-def densified(vector: Vector) -> list[Array | None]:
-    """Return a vector with every entry formed."""
-    return [None if a is None else dense(a) for a in vector]
 
 
 def combine(a: Vector, factor: float | Array, b: Vector) -> list[Array | None]:
@@ -276,9 +269,13 @@ class Collective:
         """Return the rows of all replicas, (..., sum of n, d), for ``x`` (..., n, d)."""
         return x
 
-    def mean(self, x: Array) -> Array:
-        """Return the mean over replicas."""
-        return x if self.size == 1 else self.sum(x) / self.size
+    def mean(self, x: Matrix | None) -> Any:
+        """Return the mean over replicas; that of a matrix in factors has the rows of all."""
+        if self.size == 1 or x is None:
+            return x
+        if isinstance(x, LowRank):
+            return LowRank(self.rows(x.left) / self.size, self.rows(x.right))
+        return self.sum(x) / self.size
 
     def agree(self, flag: Array) -> Array:
         """Return whether a 0-d bool is true on any replica."""

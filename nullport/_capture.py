@@ -16,32 +16,12 @@ from fnmatch import fnmatchcase
 from functools import cache
 from math import prod
 
-from nullport._arrays import (
-    Array,
-    LowRank,
-    Matrix,
-    Vector,
-    dense,
-    joined,
-    joint_norm,
-    known,
-    namespace,
-    norm,
-    probe_vector,
-    widen,
-)
+from nullport import _arrays as ar
+from nullport._arrays import Array, LowRank
 from nullport._config import TeleportConfig
 from nullport._nullspace import is_tight
 from nullport._sites import DenseSite, Layout
-from nullport.network import (
-    MISMATCH,
-    Collective,
-    LayerGraph,
-    Linearization,
-    Parameter,
-    Use,
-    factored,
-)
+from nullport.network import MISMATCH, LayerGraph, Linearization, Parameter, Use, factored
 
 Norms = Callable[[int], Array]
 """The norm of each parameter, 0-d, computed when it is first asked for."""
@@ -70,6 +50,12 @@ class Block:
         """Inputs of the matrix, the constant input of a bias included."""
         return prod(size for size, _ in self.layout.inp) + (self.bias is not None)
 
+    @property
+    def parts(self) -> list[tuple[int, Layout]]:
+        """Index and layout of the weight, then of the bias that moves with it."""
+        weight = (self.parameter, self.layout)
+        return [weight] if self.bias is None else [weight, self.bias]
+
 
 def capture(
     parameters: Sequence[Parameter], uses: Sequence[Use], config: TeleportConfig
@@ -88,12 +74,15 @@ def capture(
     for index, parameter in enumerate(parameters):
         reason = _why_not(parameter, own[index], config)
         if reason is None:
-            blocks += _blocks(parameter.name, index, own[index])
+            groups = _by_layout(own[index])
+            for i, (layout, sites) in enumerate(groups):
+                part = f"[part {i + 1}/{len(groups)}]" if len(groups) > 1 else ""
+                blocks.append(Block(parameter.name + part, index, layout, sites))
         elif reason:
             excluded[parameter.name] = reason
     if config.bias:
-        names = {i: parameters[i].name for i in own if parameters[i].movable}
-        free = {i: own[i] for i, name in names.items() if not _matches(name, config.exclude)}
+        movable = {i: parameter.name for i, parameter in enumerate(parameters) if parameter.movable}
+        free = {i: own[i] for i, name in movable.items() if not _matches(name, config.exclude)}
         blocks = [_with_bias(block, free) for block in blocks]
     return blocks, excluded
 
@@ -135,22 +124,16 @@ def _by_layout(uses: Sequence[Use]) -> list[tuple[Layout, tuple[int, ...]]]:
     return [(layout, tuple(sorted(sites))) for layout, sites in groups.values()]
 
 
-def _blocks(name: str, index: int, uses: Sequence[Use]) -> list[Block]:
-    groups = _by_layout(uses)
-    parts = [f"[part {i + 1}/{len(groups)}]" if len(groups) > 1 else "" for i in range(len(groups))]
-    return [Block(name + part, index, *group) for part, group in zip(parts, groups, strict=True)]
-
-
 def _with_bias(block: Block, uses: Mapping[int, Sequence[Use]]) -> Block:
     """Attach the bias if it is used by exactly this block's sites, once each, and nowhere else."""
     for index, own in uses.items():
         mine = [u for u in own if u.role == "bias" and u.site in block.sites]
         rest = [u for u in own if u not in mine]
-        layout = mine[0].layout if mine else None
-        if layout is None or len(_by_layout(mine)) != 1 or len(mine) != len(block.sites):
+        groups = _by_layout(mine)
+        if len(mine) != len(block.sites) or [sites for _, sites in groups] != [block.sites]:
             continue
-        apart = all(u.layout is not None and not u.layout.overlaps(layout) for u in rest)
-        if apart and _by_layout(mine)[0][1] == block.sites:
+        layout = groups[0][0]
+        if all(u.layout is not None and not u.layout.overlaps(layout) for u in rest):
             return replace(block, bias=(index, layout))
     return block
 
@@ -185,7 +168,7 @@ class Layer:
 
 def lazy_norms(weights: Sequence[Array]) -> Norms:
     """Return a function from an index to the norm of that array."""
-    return cache(lambda i: norm(widen(weights[i])))
+    return cache(lambda i: ar.norm(ar.widen(weights[i])))
 
 
 def find_layers(
@@ -208,7 +191,7 @@ def find_layers(
         raise ValueError(msg)
     pairs = list(zip(blocks, counts, strict=True))
     excluded |= {block.name: "no sample reaches it" for block, n in pairs if not n}
-    return [_layer(block, n, graph, lin, norms, config) for block, n in pairs if n], excluded
+    return [_layer(block, n, graph, lin, config, norms) for block, n in pairs if n], excluded
 
 
 def _layer(
@@ -216,89 +199,37 @@ def _layer(
     samples: int,
     graph: LayerGraph,
     lin: Linearization,
-    norms: Norms,
     config: TeleportConfig,
+    norms: Norms,
 ) -> Layer:
     """Check that a block's uses were all seen, and measure its weights and outputs."""
-    sites = [lin.sites[i] for i in block.sites]
-    tolerance, together = MISMATCH[lin.bits], graph.collective
+    tolerance, together, weights = MISMATCH[lin.bits], graph.collective, graph.weights()
     block = _without_hidden_bias(block, graph, lin, tolerance)
-    gradient = lin.gradients[block.parameter]
-    output_norm = together.norm(joint_norm([site.output_norm for site in sites]))
+    sites, gradient = [lin.sites[i] for i in block.sites], lin.gradients[block.parameter]
+    output_norm = together.norm(ar.joint_norm([site.output_norm for site in sites]))
     mismatch = output_norm * 0
     if gradient is not None:
-        read = graph.read(block.parameter, dense(gradient), block.layout)
-        mismatch = explained(block, read, lin)
-    weights = graph.weights()
+        formed = graph.read(block.parameter, ar.dense(gradient), block.layout)
+        mismatch = explained(block, formed, lin)
+    sizes = [
+        norms(i)
+        if layout.size == prod(weights[i].shape)
+        else ar.norm(ar.widen(graph.read(i, weights[i], layout)))
+        for i, layout in block.parts
+    ]
+    dtype = ar.namespace(output_norm).finfo(weights[block.parameter].dtype)
     tight = is_tight(block.features, samples, config)
     return Layer(
         block=block,
         kind=sites[0].kind,
         samples=samples,
         hidden=together.agree(mismatch > tolerance),
-        weight_norm=_weight_norm(block, graph, weights, norms),
+        weight_norm=ar.joined(sizes),
         output_norm=output_norm,
         tight=tight,
         exact=not tight and config.projection in ("budget", "threshold") and not config.threshold,
-        narrow=_spacing(weights[block.parameter]),
+        narrow=float(dtype.eps) if int(dtype.bits) < 32 else 0.0,
     )
-
-
-def _spacing(weight: Array) -> float:
-    info = namespace(weight).finfo(weight.dtype)
-    return float(info.eps) if int(info.bits) < 32 else 0.0
-
-
-def _weight_norm(block: Block, graph: LayerGraph, weights: Sequence[Array], norms: Norms) -> Array:
-    """Return the norm of a block's weights, bias included, 0-d."""
-    parts = [(block.parameter, block.layout)] + ([] if block.bias is None else [block.bias])
-    return joined(
-        [
-            norms(i)
-            if layout.size == prod(weights[i].shape)
-            else norm(widen(graph.read(i, weights[i], layout)))
-            for i, layout in parts
-        ]
-    )
-
-
-def factors(
-    layers: Sequence[Layer], lin: Linearization, weights: Sequence[Array]
-) -> dict[int, LowRank]:
-    """Return, by parameter, its gradient in factors where one site is known to have all of it.
-
-    None at all where sites are known not to account for a gradient, or were not compared with it.
-    """
-    hidden = [layer.hidden for layer in layers]
-    if hidden and known(namespace(hidden[0]).any(namespace(hidden[0]).stack(hidden))):
-        return {}
-    compared = {layer.block.parameter for layer in layers}
-    found = {}
-    samples = {i: s.samples for i, s in enumerate(lin.sites) if isinstance(s, DenseSite)}
-    for index, use in factored([w.shape for w in weights], lin.uses, samples).items():
-        assert use.site is not None  # factored has asked
-        assert use.layout is not None
-        site = lin.sites[use.site]
-        if index not in compared:
-            return {}
-        if site.cotangent is not None and site.cotangent.dtype == site.inputs.dtype:
-            gradient = LowRank(site.cotangent, site.inputs)
-            found[index] = gradient.mT if use.layout.transposed else gradient
-    return found
-
-
-def joint_gradients(gradients: Vector, together: Collective) -> list[Matrix | None]:
-    """Return gradients of the joint loss: the mean over replicas, rows of factors joined."""
-    if together.size == 1:
-        return list(gradients)
-    return [
-        LowRank(together.rows(g.left) / together.size, together.rows(g.right))
-        if isinstance(g, LowRank)
-        else None
-        if g is None
-        else together.mean(g)
-        for g in gradients
-    ]
 
 
 def _without_hidden_bias(
@@ -309,46 +240,59 @@ def _without_hidden_bias(
     gradient = None if block.bias is None else lin.gradients[block.bias[0]]
     if block.bias is None or gradient is None or not sites:
         return block
-    gradient = widen(graph.read(block.bias[0], dense(gradient), block.bias[1]))
-    parts = [widen(site.bias_gradient()) for site in sites]
+    gradient = ar.widen(graph.read(block.bias[0], ar.dense(gradient), block.bias[1]))
+    parts = [ar.widen(site.bias_gradient()) for site in sites]
     # Against what was added, not the sum: attention's key bias has gradient 0 by cancellation.
-    scale = sum(norm(widen(site.cotangent)) * site.samples**0.5 for site in sites)
-    mismatch = norm(gradient - sum(parts[1:], start=parts[0]))
+    scale = sum(ar.norm(ar.widen(site.cotangent)) * site.samples**0.5 for site in sites)
+    mismatch = ar.norm(gradient - sum(parts[1:], start=parts[0]))
     hidden = graph.collective.agree(~(mismatch <= tolerance * scale))
-    return replace(block, bias=None) if known(hidden) else block
+    return replace(block, bias=None) if ar.known(hidden) else block
 
 
 def explained(block: Block, gradient: Array, lin: Linearization) -> Array:
-    """Check that the captured sites account for the whole gradient of a block (Freivalds' check).
+    """Return which share of a block's gradient (..., out, in) its sites do not account for, 0-d.
 
     ``dL/dW = sum delta^T X`` over the sites holds exactly when no use of the weight was missed.
-    Both sides are contracted with one fixed vector on the output axis, which costs a matrix-vector
-    product instead of a matrix product.
-
-    Args:
-        block: The block.
-        gradient: Its gradient, shape (..., out, in).
-        lin: The linearization that holds the sites.
-
-    Returns:
-        The relative mismatch, a 0-d array: rounding if the capture is complete.
+    Both sides are contracted with one fixed vector on the output axis (Freivalds' check), which
+    costs a matrix-vector product instead of a matrix product. Rounding if the capture is complete.
     """
-    xp = namespace(gradient)
-    z = probe_vector(widen(gradient), gradient.shape[-2])
-    whole = widen(gradient)
+    xp, whole = ar.namespace(gradient), ar.widen(gradient)
+    z = ar.probe_vector(whole, gradient.shape[-2])
     if block.layout.transposed:
         left = (xp.matrix_transpose(whole) @ z)[..., None, :]
     else:  # as it is stored: its transpose a compiler would copy, or read against the grain
         left = z[None, :] @ whole
     right = xp.zeros_like(left)
-    scale = norm(left)
-    for index in block.sites:
-        site = lin.sites[index]
-        if site.cotangent is None:
-            continue
-        inputs = widen(site.inputs)
-        part = site.weight_gradient(inputs, xp.astype(z, inputs.dtype))
-        right = right + part
-        scale = xp.maximum(scale, norm(part))
-    tiny = float(xp.finfo(scale.dtype).smallest_normal)
-    return norm(left - right) / xp.maximum(scale, xp.full_like(scale, tiny))
+    scale = ar.norm(left)
+    for site in (lin.sites[i] for i in block.sites):
+        if site.cotangent is not None:
+            inputs = ar.widen(site.inputs)
+            part = site.weight_gradient(inputs, xp.astype(z, inputs.dtype))
+            right = right + part
+            scale = xp.maximum(scale, ar.norm(part))
+    return ar.norm(left - right) / xp.maximum(scale, xp.full_like(scale, ar.tiny(scale)))
+
+
+def factors(
+    layers: Sequence[Layer], lin: Linearization, weights: Sequence[Array]
+) -> dict[int, LowRank]:
+    """Return, by parameter, its gradient in factors where one site is known to have all of it.
+
+    None at all where sites are known not to account for a gradient, or were not compared with it.
+    """
+    samples = {i: s.samples for i, s in enumerate(lin.sites) if isinstance(s, DenseSite)}
+    uses = factored([w.shape for w in weights], lin.uses, samples)
+    if not uses or not uses.keys() <= {layer.block.parameter for layer in layers}:
+        return {}
+    xp, hidden = ar.namespace(layers[0].hidden), [layer.hidden for layer in layers]
+    if ar.known(xp.any(xp.stack(hidden))):
+        return {}
+    found = {}
+    for index, use in uses.items():
+        assert use.site is not None  # factored has asked
+        assert use.layout is not None
+        site = lin.sites[use.site]
+        if site.cotangent is not None and site.cotangent.dtype == site.inputs.dtype:
+            gradient = LowRank(site.cotangent, site.inputs)
+            found[index] = gradient.mT if use.layout.transposed else gradient
+    return found

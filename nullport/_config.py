@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 Array: TypeAlias = Any
 
@@ -16,46 +16,37 @@ Gain = Callable[[Array], Array]
 """A custom projection: takes the energies of a layer's inputs along orthonormal directions, as
 shares of their sum, shape (..., k), and returns what is kept of a move along each, in [0, 1]."""
 
-PROJECTIONS = ("budget", "threshold", "none")
-TANGENTS = ("auto", "jvp", "fd")
-OBJECTIVES = (
-    "auto",
-    "grad_norm",
-    "decrease",
-    "look_ahead",
-    "others",
-    "sharpness",
-    "weight_norm",
-)
+ObjectiveName = Literal[
+    "auto", "grad_norm", "decrease", "look_ahead", "others", "sharpness", "weight_norm"
+]
+ProjectionName = Literal["budget", "threshold", "none"]
+TangentName = Literal["auto", "jvp", "fd"]
+
+RANGES = {
+    "threshold": ("[", 0.0, 1.0),
+    "budget": ("(", 0.0, 1.0),
+    "radius": ("(", 0.0, 100.0),
+    "max_gain": ("(", 1.0, math.inf),
+    "max_loss_change": ("[", 0.0, math.inf),
+}
+"""Allowed numbers: whether the lower end belongs to them, and both ends."""
 
 
-def _choice(name: str, value: object, allowed: Sequence[str], other: str = "") -> None:
-    if value not in allowed:
-        msg = f"invalid {name}: {value!r}; allowed: {', '.join(map(repr, allowed))}{other}"
+def require(condition: bool, name: str, value: object, allowed: str) -> None:
+    """Raise a ValueError that names a value and what is allowed, unless ``condition`` holds."""
+    if not condition:
+        msg = f"invalid {name}: {value!r}; allowed: {allowed}"
         raise ValueError(msg)
 
 
-def _number(
-    name: str, value: object, low: float, high: float, *, open_low: bool = False, other: str = ""
-) -> None:
-    inside = (
-        isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-        and (low < value if open_low else low <= value)
-        and value <= high
-    )
-    if not inside:
-        left = "(" if open_low else "["
-        msg = f"invalid {name}: {value!r}; allowed: {other}"
-        msg += f"a finite number in {left}{low:g}, {high:g}]"
-        raise ValueError(msg)
+def is_number(value: object) -> bool:
+    """Tell whether a value is a finite Python number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _flag(name: str, value: object) -> None:
-    if not isinstance(value, bool):
-        msg = f"invalid {name}: {value!r}; allowed: True or False"
-        raise ValueError(msg)
+def is_count(value: object) -> bool:
+    """Tell whether a value is an integer of at least 1."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 @dataclass(frozen=True)
@@ -102,17 +93,14 @@ class TeleportConfig:
         ValueError: If a value is outside what is allowed; the message names both.
     """
 
-    objective: (
-        Literal["auto", "grad_norm", "decrease", "look_ahead", "others", "sharpness", "weight_norm"]
-        | Objective
-    ) = "auto"
-    projection: Literal["budget", "threshold", "none"] | Gain = "budget"
+    objective: ObjectiveName | Objective = "auto"
+    projection: ProjectionName | Gain = "budget"
     threshold: float = 0.0
     budget: float = 0.2
     radius: Literal["auto"] | float = "auto"
     max_gain: float = 4.0
     steps: int = 1
-    tangent: Literal["auto", "jvp", "fd"] = "auto"
+    tangent: TangentName = "auto"
     max_loss_change: float = 0.05
     bias: bool = True
     include: tuple[str, ...] = ("*",)
@@ -120,31 +108,30 @@ class TeleportConfig:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        if not callable(self.objective):
-            _choice("objective", self.objective, OBJECTIVES, ", or a function of the gradient")
-        if not callable(self.projection):
-            _choice("projection", self.projection, PROJECTIONS, ", or a function of the energies")
-        _choice("tangent", self.tangent, TANGENTS)
-        _number("threshold", self.threshold, 0.0, 1.0)
-        _number("budget", self.budget, 0.0, 1.0, open_low=True)
+        for name, names, function in (
+            ("objective", get_args(ObjectiveName), ", or a function of the gradient"),
+            ("projection", get_args(ProjectionName), ", or a function of the energies"),
+            ("tangent", get_args(TangentName), ""),
+        ):
+            value = getattr(self, name)
+            fits = (function != "" and callable(value)) or value in names
+            require(fits, name, value, ", ".join(map(repr, names)) + function)
+        for name, (left, low, high) in RANGES.items():
+            value, words = getattr(self, name), f"a finite number in {left}{low:g}, {high:g}]"
+            fits = is_number(value) and low <= value <= high and (value > low or left == "[")
+            if name == "radius":
+                fits, words = fits or value == "auto", f"'auto' or {words}"
+            require(fits, name, value, words)
         if self.threshold and self.projection != "threshold":
-            msg = f"invalid threshold: {self.threshold!r} with projection {self.projection!r}; "
-            msg += "allowed: 0, or projection='threshold'"
+            value = f"{self.threshold!r} with projection {self.projection!r}"
+            msg = f"invalid threshold: {value}; allowed: 0, or projection='threshold'"
             raise ValueError(msg)
-        if self.radius != "auto":
-            _number("radius", self.radius, 0.0, 100.0, open_low=True, other="'auto' or ")
-        _number("max_gain", self.max_gain, 1.0, math.inf, open_low=True)
-        _number("max_loss_change", self.max_loss_change, 0.0, math.inf)
-        if not isinstance(self.steps, int) or isinstance(self.steps, bool) or self.steps < 1:
-            msg = f"invalid steps: {self.steps!r}; allowed: an integer of at least 1"
-            raise ValueError(msg)
-        _flag("bias", self.bias)
+        require(is_count(self.steps), "steps", self.steps, "an integer of at least 1")
+        require(isinstance(self.bias, bool), "bias", self.bias, "True or False")
         for name in ("include", "exclude"):
             patterns = getattr(self, name)
-            sequence = isinstance(patterns, list | tuple)
-            if not sequence or not all(isinstance(p, str) for p in patterns):
-                msg = f"invalid {name}: {patterns!r}; allowed: a sequence of name patterns"
-                raise ValueError(msg)
+            fits = isinstance(patterns, list | tuple) and all(isinstance(p, str) for p in patterns)
+            require(fits, name, patterns, "a sequence of name patterns")
             object.__setattr__(self, name, tuple(patterns))
 
     @staticmethod

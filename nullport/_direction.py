@@ -22,21 +22,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from nullport._arrays import (
-    Array,
-    LowRank,
-    Matrix,
-    Vector,
-    dense,
-    namespace,
-    widen,
-    with_column,
-)
+from nullport import _arrays as ar
+from nullport._arrays import Array, LowRank, Matrix, Vector
 from nullport._capture import Block, Layer
 from nullport._config import TeleportConfig
 from nullport._nullspace import NullSpace, null_space
 from nullport._step import Found, effect
-from nullport.network import Collective, DenseSite, LayerGraph, Linearization, Site
+from nullport.network import DenseSite, LayerGraph, Linearization, Site
 
 
 @dataclass
@@ -56,6 +48,11 @@ class _Sum:
 
 class Directions:
     """Collects ``N = (sum over sites of delta^T Xdot - direct) P`` of every layer.
+
+    Tangents arrive in the order of the sites. ``length`` is the relative length of all steps, to
+    which a budget is laid out; tangents are to be divided by ``scale``; ``direct`` is subtracted
+    before projecting; ``spaces`` are null spaces that are known already, and are held on to where
+    ``keep`` says that they are needed again.
 
     Attributes:
         found: By layer, its null space in numbers, its direction and its effect.
@@ -77,19 +74,7 @@ class Directions:
         spaces: Mapping[int, NullSpace],
         keep: bool,
     ) -> None:
-        """Prepare for the tangents of the sites, which arrive in the order of the sites.
-
-        Args:
-            graph: The network.
-            layers: Its layers.
-            lin: The linearization that holds their sites.
-            config: Settings.
-            length: Relative length of all steps, to which a budget is laid out.
-            scale: What the tangents that arrive are to be divided by, 0-d.
-            direct: What is subtracted before projecting, one array per parameter, or None.
-            spaces: Null spaces that are known already.
-            keep: Whether null spaces are needed afterwards.
-        """
+        """Prepare for the tangents of the sites of a linearization."""
         self._graph, self._layers, self._config = graph, layers, config
         self._length, self._scale, self._direct = length, scale, direct
         self._keep = keep
@@ -122,13 +107,13 @@ class Directions:
         self._finish(before=index)  # a site that is passed over has the tangent 0
         if index not in self._users:
             return
-        users, site = self._users[index], self._sites[index]
+        site = self._sites[index]
         if site is None:
             msg = f"the tangent of site {index} arrived after that of a later site"
             raise RuntimeError(msg)
         if site.cotangent is not None:
-            for b in sorted(users):
-                self._add(b, site, widen(tangent))
+            for b in sorted(self._users[index]):
+                self._add(b, site, ar.widen(tangent))
         self._finish(before=index + 1)
 
     def finish(self) -> None:
@@ -136,21 +121,18 @@ class Directions:
         self._finish(before=len(self._sites))
 
     def _finish(self, before: int) -> None:
-        """Finish every layer whose last site comes ``before`` this one."""
+        """Finish every layer whose last site comes ``before`` this one, and free what it needed."""
         for b, last in enumerate(self._last):
-            if last < before and b not in self.found:
-                self.found[b] = self._direction(b)
-                self._free(b)
-
-    def _free(self, b: int) -> None:
-        """Free what only this layer needed."""
-        self._sums[b] = _Sum()
-        if not self._keep:
-            del self.spaces[b]
-        for i in self._layers[b].block.sites:
-            self._users[i].discard(b)
-            if not self._users[i]:
-                self._sites[i] = None
+            if last >= before or b in self.found:
+                continue
+            self.found[b] = self._direction(b)
+            self._sums[b] = _Sum()
+            if not self._keep:
+                del self.spaces[b]
+            for i in self._layers[b].block.sites:
+                self._users[i].discard(b)
+                if not self._users[i]:
+                    self._sites[i] = None
 
     def _own(self, b: int) -> list[Site]:
         sites = [self._sites[i] for i in self._layers[b].block.sites]
@@ -159,25 +141,32 @@ class Directions:
     def _space(self, b: int) -> NullSpace:
         """Return the null space of a layer, made when it is first asked for."""
         if b not in self.spaces:
-            layer, together = self._layers[b], self._graph.collective
-            block, sites = layer.block, self._own(b)
-            self.spaces[b] = made = null_space(
-                sites,
+            layer, block = self._layers[b], self._layers[b].block
+            self.spaces[b] = null_space(
+                self._own(b),
                 block.features,
                 self._config,
                 bias=block.bias is not None,
                 samples=layer.samples,
                 output_norm=layer.output_norm,
                 length=self._length * layer.weight_norm,
-                together=together,
+                together=self._graph.collective,
             )
-            self.work += made.work(block.layout.size, layer.samples)
+            self.work += self.spaces[b].work(block.layout.size, layer.samples)
         return self.spaces[b]
 
     def _route(self, b: int) -> str:
-        if self._space(b).ratio is not None:
+        """Choose the cheapest order of the products in ``delta^T Xdot P`` from their shapes.
+
+        ``"direction"`` projects the formed product, ``"rows"`` projects the rows of ``Xdot`` before
+        forming it, ``"factors"`` also leaves it unformed: its norm then costs ``n^2`` per entry of
+        a row instead of a pass over the weight.
+        """
+        (out, inp), samples = self._layers[b].block.layout.shape[-2:], self._layers[b].samples
+        plain = all(isinstance(site, DenseSite) for site in self._own(b))
+        if self._space(b).ratio is not None or not plain or samples > out:
             return "direction"
-        return _route(self._layers[b], self._own(b))
+        return "factors" if 4 * samples <= min(out, inp) else "rows"
 
     def _add(self, b: int, site: Site, tangent: Array) -> None:
         total, route = self._sums[b], self._route(b)
@@ -185,95 +174,69 @@ class Directions:
             total.add(site.weight_gradient(tangent))
             return
         bias = self._layers[b].block.bias is not None
-        rows = with_column(tangent, 0.0) if bias else tangent
+        rows = ar.with_column(tangent, 0.0) if bias else tangent
         free, kept, given = self._space(b).project(rows)
         total.kept, total.total = total.kept + kept, total.total + given
         if route == "rows":
             total.add(site.weight_gradient(free))
         else:
-            total.left.append(widen(site.cotangent))
+            total.left.append(ar.widen(site.cotangent))
             total.right.append(free)
 
     def _direction(self, b: int) -> Found:
         """Project what has not been projected yet, join it with what has, and measure it."""
-        total, layer, together = self._sums[b], self._layers[b], self._graph.collective
-        space, delta = self._space(b), None
-        if self._route(b) == "rows" and total.formed is not None:
-            delta = together.mean(total.formed)
-        elif total.right:
-            delta = _joined(total, together)
+        total, together, space = self._sums[b], self._graph.collective, self._space(b)
+        delta: Matrix | None = None
+        if total.right:
+            delta = LowRank(*(_joined(factors) for factors in (total.left, total.right)))
+        elif self._route(b) == "rows":
+            delta = total.formed
+        delta = together.mean(delta)
         kept, given = together.sum(total.kept), together.sum(total.total)
         raw = self._raw(b)
         if raw is not None:
             free, more, whole = space.project(raw)
-            if delta is not None:
-                kept, given = kept / self._scale + more, given / self._scale + whole
-                free = self._unscaled(delta) + free
+            if delta is None:
+                delta, kept, given = free, more, whole
             else:
-                kept, given = more, whole
-            delta = free
-        # A budget takes what it can of any direction.
-        share = 1.0 if space.ratio is not None or delta is None else _share(kept, given)
-        return effect(delta, share, layer, space, self._own(b), together)
+                delta = self._unscaled(delta) + free
+                kept, given = kept / self._scale + more, given / self._scale + whole
+        share: Array | float = 1.0
+        if space.ratio is None and delta is not None:  # a budget takes what it can of any direction
+            share = kept / (given + ar.tiny(given))
+        return effect(delta, share, self._layers[b], space, self._own(b), together)
 
     def _unscaled(self, delta: Matrix) -> Array:
-        return dense(delta) / namespace(self._scale).astype(self._scale, dense(delta).dtype)
+        formed = ar.dense(delta)
+        return formed / ar.namespace(self._scale).astype(self._scale, formed.dtype)
 
     def _raw(self, b: int) -> Array | None:
         """Return what is still to be projected, over all replicas: (..., out, features)."""
-        layer, total = self._layers[b], self._sums[b]
-        raw = None
+        block, total, raw = self._layers[b].block, self._sums[b], None
         if self._route(b) == "direction" and total.formed is not None:
             raw = self._graph.collective.mean(total.formed)
             total.formed = None  # as large as the weight: held once
-            raw = with_column(raw, 0.0) if layer.block.bias is not None else raw
-        if self._direct is None:
-            return raw
-        direct = read(self._graph, layer.block, self._direct)
+            raw = ar.with_column(raw, 0.0) if block.bias is not None else raw
+        direct = None if self._direct is None else read(self._graph, block, self._direct)
         if direct is None:
             return raw
         return -direct if raw is None else self._unscaled(raw) - direct
 
 
-def _joined(total: _Sum, together: Collective) -> LowRank:
-    """Return the factors of all sites, and of all replicas, as one."""
-    one, xp = len(total.right) == 1, namespace(total.right[0])
-    left = total.left[0] if one else xp.concat(total.left, axis=-2)
-    right = total.right[0] if one else xp.concat(total.right, axis=-2)
-    if together.size == 1:
-        return LowRank(left, right)
-    return LowRank(together.rows(left) / together.size, together.rows(right))
-
-
-def _route(layer: Layer, sites: Sequence[Site]) -> str:
-    """Choose the cheapest order of the products in ``delta^T Xdot P`` from their shapes.
-
-    ``"direction"`` projects the formed product, ``"rows"`` projects the rows of ``Xdot`` before
-    forming it, ``"factors"`` also leaves it unformed: its norm then costs ``n^2`` per entry of a
-    row instead of a pass over the weight.
-    """
-    (out, inp), samples = layer.block.layout.shape[-2:], layer.samples
-    if not all(isinstance(site, DenseSite) for site in sites) or samples > out:
-        return "direction"
-    return "factors" if 4 * samples <= min(out, inp) else "rows"
-
-
-def _share(kept: Array, total: Array) -> Array:
-    """Return ``kept / total``, 0 where both are."""
-    return kept / (total + float(namespace(total).finfo(total.dtype).smallest_normal))
+def _joined(factors: Sequence[Array]) -> Array:
+    return factors[0] if len(factors) == 1 else ar.namespace(factors[0]).concat(factors, axis=-2)
 
 
 def read(graph: LayerGraph, block: Block, vector: Vector) -> Array | None:
     """Return a block's part of a vector over all parameters, (..., out, features), or None."""
-    weight = vector[block.parameter]
-    if weight is None:
+    if vector[block.parameter] is None:
         return None
-    part = widen(graph.read(block.parameter, dense(weight), block.layout))
-    if block.bias is None:
-        return part
-    index, layout = block.bias
-    bias = vector[index]
-    if bias is None:
-        return with_column(part, 0.0)
-    column = widen(graph.read(index, dense(bias), layout))[..., None]
-    return namespace(part).concat([part, column], axis=-1)
+    weight, *bias = (
+        None if vector[i] is None else ar.widen(graph.read(i, ar.dense(vector[i]), layout))
+        for i, layout in block.parts
+    )
+    if not bias:
+        return weight
+    if bias[0] is None:
+        return ar.with_column(weight, 0.0)
+    return ar.namespace(weight).concat([weight, bias[0][..., None]], axis=-1)

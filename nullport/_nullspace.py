@@ -29,23 +29,8 @@ from functools import cached_property
 from itertools import chain
 from math import prod
 
-from nullport._arrays import (
-    Array,
-    Collective,
-    double,
-    eps,
-    joined,
-    known,
-    largest,
-    namespace,
-    norm,
-    place,
-    positive,
-    scaled,
-    traced,
-    widen,
-    with_column,
-)
+from nullport import _arrays as ar
+from nullport._arrays import Array, Collective
 from nullport._config import TeleportConfig
 from nullport._sites import Site
 
@@ -69,11 +54,6 @@ GRID, ROUNDS = 33, 6
 """Each round narrows the bracket of log s by ``GRID - 1``: 32^6 = 1e9 in all."""
 
 
-def enough_rows(features: int) -> int:
-    """Return how many rows the space of a budget is made from."""
-    return int((ROWS_PER_WIDE_FEATURE if features >= WIDE else ROWS_PER_FEATURE) * features)
-
-
 def is_tight(features: int, samples: int, config: TeleportConfig) -> bool:
     """Tell whether so few inputs are left free that the layer has to keep to a budget."""
     return config.projection == "budget" and samples > (1 - SLACK) * features
@@ -90,7 +70,6 @@ class NullSpace:
         size: ``||X||``, the constant input of a bias included, 0-d.
         resolved: Whether this is the exact null space, with energies that are known to the
             rounding of ``X`` itself, without squaring; gains are then 0 and 1.
-        samples: Number of rows of ``X``.
         rows: Number of rows that the coordinates were made from.
         scale: 0-d.
         gains: Fixed gains, (..., k); None for 0 everywhere, or with a budget.
@@ -102,7 +81,6 @@ class NullSpace:
     energies: Array | None
     size: Array
     resolved: bool
-    samples: int
     rows: int
     scale: Array | float = 1.0
     gains: Array | None = None
@@ -122,7 +100,7 @@ class NullSpace:
 
     def project(self, d: Array) -> tuple[Array, Array, Array]:
         """Return ``N`` for ``d`` (..., m, features), ``||N||`` and ``||d||``, the norms 0-d."""
-        xp, total = namespace(d), norm(d)
+        xp, total = ar.namespace(d), ar.norm(d)
         basis = xp.astype(self.basis, d.dtype, copy=False)
         if self.ratio is None and self.gains is None and not self.beyond:
             return xp.zeros_like(d), xp.zeros_like(total), total
@@ -133,18 +111,18 @@ class NullSpace:
         coordinates = d @ basis
         gains = self.gains if self.ratio is None else self._budget(coordinates, total)
         gains = xp.astype(gains, d.dtype, copy=False)[..., None, :]
-        outside = scaled(self.outside, xp.ones_like(d[..., :1, :1]))
+        outside = ar.scaled(self.outside, xp.ones_like(d[..., :1, :1]))
         part = coordinates * (gains if not self.beyond else gains - outside)
         found = part @ xp.matrix_transpose(basis)
         found = found if not self.beyond else found + d * outside
-        return found, norm(found), total
+        return found, ar.norm(found), total
 
     def _budget(self, coordinates: Array, total: Array) -> Array:
         """Return the gains of a budget for a direction with these coordinates, of this norm."""
-        xp, shape = namespace(coordinates), self.basis.shape
-        squares = xp.sum(double(coordinates / positive(total)) ** 2, axis=-2)
+        xp, shape = ar.namespace(coordinates), self.basis.shape
+        squares = xp.sum(ar.double(coordinates / ar.positive(total)) ** 2, axis=-2)
         outside = xp.clip(1 - xp.sum(squares), 0.0) * (1.0 if self.beyond else 0.0)
-        energies = double(xp.reshape(self.energies, (-1,)))
+        energies = ar.double(xp.reshape(self.energies, (-1,)))
         flat = budget_gain(energies, xp.reshape(squares, (-1,)), outside, self.ratio)
         return xp.reshape(flat, (*shape[:-2], shape[-1]))
 
@@ -154,19 +132,20 @@ class NullSpace:
 
         With a budget, those along which a whole step stays within it.
         """
-        xp, outside = namespace(self.basis), self.outside + 0 * self.size
+        xp = ar.namespace(self.basis)
+        beyond = self.beyond * xp.astype(self.outside + 0 * self.size >= 0.5, xp.int32)
         if self.ratio is not None:
-            columns = double(self.energies) <= self.ratio**2
+            columns = ar.double(self.energies) <= self.ratio**2
+        elif self.gains is not None:
+            columns = self.gains >= 0.5
         else:
-            none = xp.zeros((0,), dtype=self.basis.dtype, device=place(self.basis))
-            columns = (none if self.gains is None else self.gains) >= 0.5
-        beyond = self.beyond * xp.astype(outside >= 0.5, xp.int32)
+            return beyond
         return xp.sum(xp.astype(columns, xp.int32)) + beyond
 
     @property
     def empty(self) -> Array:
         """Whether nothing can move, 0-d bool; never with a budget, which frees all a little."""
-        xp, outside = namespace(self.basis), self.outside + 0 * self.size
+        xp, outside = ar.namespace(self.basis), self.outside + 0 * self.size
         shut = (outside <= 0) if self.beyond else (self.size >= 0)
         if self.ratio is not None:
             return self.size < 0
@@ -175,7 +154,7 @@ class NullSpace:
     @property
     def leak(self) -> Array:
         """Largest ``||X u||`` over free unit vectors ``u`` of the exact null space, 0-d."""
-        xp = namespace(self.size)
+        xp = ar.namespace(self.size)
         if self.energies is None or self.gains is None:
             return xp.zeros_like(self.size)
         let = xp.where(self.gains > 0, self.energies, xp.zeros_like(self.energies))
@@ -187,7 +166,7 @@ class NullSpace:
 
         A single pass of projection may have been scaled up by ``1 / ENOUGH``.
         """
-        return 2 / ENOUGH * eps(self.size) * max(self.features, 1) ** 0.5 * self.size
+        return 2 / ENOUGH * ar.eps(self.size) * max(self.features, 1) ** 0.5 * self.size
 
     def work(self, elements: int, samples: int) -> float:
         """Return the floating-point operations of the space, and of one projection.
@@ -209,12 +188,12 @@ def _removed(d: Array, basis: Array, total: Array) -> tuple[Array, Array]:
     A direction is scaled up to its radius, and with it what rounding left of it in the row space:
     once is enough only where much was left. Under jit nothing can be asked, so twice.
     """
-    back = namespace(d).matrix_transpose(basis)
+    back = ar.namespace(d).matrix_transpose(basis)
     once = d - (d @ basis) @ back
-    if not traced(d) and float(kept := norm(once)) > ENOUGH * float(total):
+    if not ar.traced(d) and float(kept := ar.norm(once)) > ENOUGH * float(total):
         return once, kept
     free = once - (once @ basis) @ back
-    return free, norm(free)
+    return free, ar.norm(free)
 
 
 def null_space(
@@ -230,15 +209,7 @@ def null_space(
 ) -> NullSpace:
     """Return the null space of a weight from the inputs of all its sites.
 
-    Args:
-        sites: Its sites.
-        features: Number of inputs, the constant input of a bias included.
-        config: Settings.
-        bias: Whether there is a constant input.
-        samples: Rows of inputs, over all replicas.
-        output_norm: ``||X W^T||``, of which a budget is a share, 0-d.
-        length: Length ``||N||`` of all steps, 0-d.
-        together: Adds over replicas.
+    A budget is a share of ``output_norm``, ``||X W^T||``, for steps of norm ``length`` (0-d both).
 
     Raises:
         ValueError: If there are no rows, or the user's gain is not what is allowed.
@@ -248,21 +219,19 @@ def null_space(
         raise ValueError(msg)
     tight = is_tight(features, samples, config)
     exact = not (tight or config.threshold > 0 or callable(config.projection))
-    every = max(1, samples // enough_rows(features)) if tight else 1
-    chunks = map(widen, chain.from_iterable(site.rows(every) for site in sites))
+    share = ROWS_PER_WIDE_FEATURE if features >= WIDE else ROWS_PER_FEATURE
+    every = max(1, samples // int(share * features)) if tight else 1
+    chunks = map(ar.widen, chain.from_iterable(site.rows(every) for site in sites))
     first = next(chunks)
-    xp = namespace(first)
+    xp = ar.namespace(first)
     if config.projection == "none":
-        shape = (*first.shape[:-2], features, 0)
-        basis = xp.zeros(shape, dtype=first.dtype, device=place(first))
-        size = together.sum(sum(map(norm, chunks), start=norm(first))) + samples**0.5
-        return NullSpace(basis, None, size, True, samples, samples)
+        size = together.sum(sum(map(ar.norm, chunks), start=ar.norm(first))) + samples**0.5
+        return _without_basis(first, features, size, samples)
     # Squares of scaled rows do not over- or underflow.
-    scale = together.sum(largest(first))
+    scale = together.sum(ar.largest(first))
     scale = xp.maximum(scale, xp.ones_like(scale)) if bias else scale
-    rows = (
-        with_column(x / scale, 1 / scale) if bias else x / scale for x in chain([first], chunks)
-    )
+    rows = (x / scale for x in chain([first], chunks))
+    rows = (ar.with_column(x, 1 / scale) for x in rows) if bias else rows
     space = _coordinates(rows, samples, every, exact, together)
     space = replace(
         space,
@@ -274,12 +243,11 @@ def null_space(
         return space
     if tight:
         if every > 1:  # the certificate needs the norm of all rows
-            parts = [norm(widen(x)) for site in sites for x in site.rows()]
-            size = together.norm(joined(parts))
+            size = together.norm(ar.joint_norm(x for site in sites for x in site.rows()))
             ones = xp.full_like(size, samples**0.5)
-            space = replace(space, size=joined([size, ones]) if bias else size)
+            space = replace(space, size=ar.joined([size, ones]) if bias else size)
         change = config.budget * output_norm
-        return replace(space, ratio=double(change / positive(length) / scale))
+        return replace(space, ratio=ar.double(change / ar.positive(length) / scale))
     if callable(config.projection):
         return _chosen(space, config.projection)
     return replace(space, gains=_step(space, config.threshold))
@@ -290,28 +258,27 @@ def _step(space: NullSpace, tau: float) -> Array:
 
     ``tau = 0`` is the exact null space: directions whose energy is rounding count as null.
     """
-    xp, energies = namespace(space.basis), space.energies
+    xp, energies = ar.namespace(space.basis), space.energies
     assert energies is not None
     if tau > 0:
         held = xp.cumulative_sum(energies, axis=-1)
         free = held <= tau * held[..., -1:]
     else:
         rounding = _tolerance(space.basis, space.rows) ** 2
-        rounding = rounding if space.resolved else max(rounding, space.features * eps(energies))
+        rounding = rounding if space.resolved else max(rounding, space.features * ar.eps(energies))
         free = energies <= rounding * energies[..., -1:]
     return xp.astype(free, space.basis.dtype)
 
 
 def _tolerance(like: Array, rows: int) -> float:
     """Return the singular value, relative to the largest, below which a direction is rounding."""
-    longest = float(max(rows, like.shape[-2]))
-    return 2 * math.sqrt(longest) * eps(like)
+    return 2 * math.sqrt(max(rows, like.shape[-2])) * ar.eps(like)
 
 
 def _chosen(space: NullSpace, function: Callable[[Array], Array]) -> NullSpace:
     """Return the space with the gains of a user's function."""
-    xp, energies = namespace(space.basis), space.energies
-    shares = energies / positive(xp.sum(energies, axis=-1, keepdims=True))
+    xp, energies = ar.namespace(space.basis), space.energies
+    shares = energies / ar.positive(xp.sum(energies, axis=-1, keepdims=True))
     with_zero = xp.concat([xp.zeros_like(shares[..., :1]), shares], axis=-1)
     found = function(with_zero)
     shape, allowed = getattr(found, "shape", None), tuple(with_zero.shape)
@@ -319,7 +286,7 @@ def _chosen(space: NullSpace, function: Callable[[Array], Array]) -> NullSpace:
         what = type(found).__name__ if shape is None else f"shape {tuple(shape)}"
         msg = f"the projection returned {what}; allowed: gains of shape {allowed}"
         raise ValueError(msg)
-    if known(~xp.all((found >= 0) & (found <= 1))):
+    if ar.known(~xp.all((found >= 0) & (found <= 1))):
         low, high = float(xp.min(found)), float(xp.max(found))
         msg = f"the projection returned gains from {low:g} to {high:g}; allowed: numbers in [0, 1]"
         raise ValueError(msg)
@@ -335,25 +302,25 @@ def _coordinates(
     ``exact``: only what is null matters, and that to the rounding of ``X``.
     """
     first = next(rows)
-    xp, features = namespace(first), first.shape[-1]
+    xp, features = ar.namespace(first), first.shape[-1]
     if samples // every <= features:
         x = together.rows(xp.concat([first, *rows], axis=-2))
         if x.shape[-2] <= features:
             return _by_qr(x, samples, exact)
         first, rows, together = x, iter(()), Collective()
-    wider = double(first[..., :0, :]).dtype != first.dtype
+    wider = ar.double(first[..., :0, :]).dtype != first.dtype
     made = _by_gram if wider or not exact else _by_stream
     return made(chain([first], rows), samples, together)
 
 
 def _by_qr(x: Array, samples: int, exact: bool) -> NullSpace:
     """Return the coordinates of ``x`` (..., n, d), ``n <= d``, which stands for all samples."""
-    xp, rows = namespace(x), x.shape[-2]
+    xp, rows = ar.namespace(x), x.shape[-2]
     share = (samples / rows) ** 0.5
     basis, r = xp.linalg.qr(xp.matrix_transpose(x), mode="reduced")
     if _broken(r):
         return _closed(x, samples)
-    made = NullSpace(basis, None, norm(r) * share, exact, samples, rows)
+    made = NullSpace(basis, None, ar.norm(r) * share, exact, rows)
     if exact and _independent(r, _tolerance(basis, rows)):
         return made
     if exact:
@@ -370,39 +337,46 @@ def _by_gram(chunks: Iterator[Array], samples: int, together: Collective) -> Nul
     for chunk in chunks:
         gram, rows = gram + gram_matrix(chunk), rows + chunk.shape[-2]
     gram, rows = together.sum(gram), int(together.sum(rows))
-    xp = namespace(gram)
+    xp = ar.namespace(gram)
     if _broken(gram):
         return _closed(gram, samples)
     energies, basis = _eigh(gram)
     energies = xp.clip(energies, 0.0) * (samples / rows)
-    return NullSpace(basis, energies, xp.sqrt(xp.sum(energies)), False, samples, rows)
+    return NullSpace(basis, energies, xp.sqrt(xp.sum(energies)), False, rows)
 
 
 def _by_stream(chunks: Iterator[Array], samples: int, together: Collective) -> NullSpace:
     """Return the coordinates from the triangular factor of all rows, a chunk at a time."""
     r = None
     for chunk in chunks:
-        xp = namespace(chunk)
+        xp = ar.namespace(chunk)
         r = xp.linalg.qr(chunk if r is None else xp.concat([r, chunk], axis=-2), mode="reduced")[1]
     r = together.rows(r)
-    xp = namespace(r)
+    xp = ar.namespace(r)
     if _broken(r):
         return _closed(r, samples)
     _, values, vt = xp.linalg.svd(r, full_matrices=False)
     basis, energies = xp.flip(xp.matrix_transpose(vt), axis=-1), xp.flip(values, axis=-1) ** 2
-    return NullSpace(basis, energies, norm(r), True, samples, samples)
+    return NullSpace(basis, energies, ar.norm(r), True, samples)
 
 
 def _broken(x: Array) -> bool:
     """Tell whether a matrix is known not to be finite: it has no factorisation."""
-    return known(~namespace(x).all(namespace(x).isfinite(x)))
+    return ar.known(~ar.namespace(x).all(ar.namespace(x).isfinite(x)))
 
 
 def _closed(like: Array, samples: int) -> NullSpace:
     """Return the space of rows (..., n, d) that are not finite: no certificate of it is finite."""
-    xp, (*stack, _, features) = namespace(like), like.shape
-    basis = xp.zeros((*stack, features, 0), dtype=like.dtype, device=place(like))
-    return NullSpace(basis, None, xp.full_like(xp.max(like), xp.nan), True, samples, samples)
+    xp = ar.namespace(like)
+    size = xp.full_like(xp.max(like), xp.nan)
+    return _without_basis(like, like.shape[-1], size, samples)
+
+
+def _without_basis(like: Array, features: int, size: Array, samples: int) -> NullSpace:
+    """Return the space in which every direction is free."""
+    shape = (*like.shape[:-2], features, 0)
+    basis = ar.namespace(like).zeros(shape, dtype=like.dtype, device=ar.place(like))
+    return NullSpace(basis, None, size, True, samples)
 
 
 def _independent(r: Array, tolerance: float) -> bool:
@@ -410,18 +384,17 @@ def _independent(r: Array, tolerance: float) -> bool:
 
     ``1 / ||R^-1||_F`` is at most the smallest singular value.
     """
-    if traced(r):
+    if ar.traced(r):
         return False
-    xp, size = namespace(r), float(norm(r))
+    xp, size = ar.namespace(r), float(ar.norm(r))
     if not float(xp.min(xp.abs(xp.linalg.diagonal(r)))) > tolerance * size:
         return False
-    return float(norm(xp.linalg.inv(r))) * tolerance * size < 1
+    return float(ar.norm(xp.linalg.inv(r))) * tolerance * size < 1
 
 
 def _eigh(gram: Array) -> tuple[Array, Array]:
     """Return eigenvalues and eigenvectors; subnormal entries would keep LAPACK from converging."""
-    xp, info = namespace(gram), namespace(gram).finfo(gram.dtype)
-    tiny = float(info.smallest_normal) / float(info.eps)
+    xp, tiny = ar.namespace(gram), ar.tiny(gram) / ar.eps(gram)
     energies, basis = xp.linalg.eigh(xp.where(xp.abs(gram) < tiny, xp.zeros_like(gram), gram))
     return energies, basis
 
@@ -432,10 +405,10 @@ def gram_matrix(x: Array) -> Array:
     Rows are converted ``CHUNK`` at a time: a float64 copy of all inputs would be the largest thing
     a teleport holds.
     """
-    xp, rows = namespace(x), x.shape[-2]
+    xp, rows = ar.namespace(x), x.shape[-2]
     gram: Array = 0.0
     for start in range(0, rows, CHUNK):
-        part = double(x[..., start : min(start + CHUNK, rows), :])
+        part = ar.double(x[..., start : min(start + CHUNK, rows), :])
         gram = gram + xp.matrix_transpose(part) @ part
     return gram
 
@@ -452,45 +425,33 @@ def budget_gain(energies: Array, coefficients: Array, outside: Array, ratio: Arr
 
     falls monotonically in ``s``; the budget is met where ``q(s) = ratio = e / r``.
 
-    Args:
-        energies: Eigenvalues of ``X^T X``, shape (..., k).
-        coefficients: ``||D u_k||^2`` along each eigenvector, shape (..., k).
-        outside: Squared length of ``D`` outside the span of the eigenvectors, shape (...).
-        ratio: Allowed ``||N X^T|| / ||N||``, 0-d or of shape (...).
-
-    Returns:
-        Gains in (0, 1], shape (..., k): 1 where the budget does not bind; where even the smallest
-        energy exceeds it, those of the limit ``s -> infinity``, up to a factor.
+    Takes the eigenvalues of ``X^T X`` and ``||D u_k||^2`` along each eigenvector, shape (k,) each;
+    the squared length of ``D`` outside their span, and the ratio, 0-d both. Gains are in (0, 1],
+    shape (k,): 1 where the budget does not bind; where even the smallest energy exceeds it, those
+    of the limit ``s -> infinity``, up to a factor.
     """
-    xp = namespace(energies)
+    xp = ar.namespace(energies)
     ratio = xp.astype(ratio, energies.dtype, copy=False)
-    top = xp.max(energies, axis=-1)
-    tiny = float(xp.finfo(energies.dtype).smallest_normal) * 1e8
-    top = xp.where(top > tiny, top, xp.full_like(top, tiny))
+    top = xp.max(energies)
+    top = xp.maximum(top, xp.full_like(top, ar.tiny(energies) * 1e8))
+    relative, limit = energies / top, ratio * ratio / top
+
+    def quotient(s: Array) -> Array:
+        """Return ``q(s)^2`` on a grid (g,), of energies relative to the largest."""
+        weight = (1 / (1 + s[:, None] * relative)) ** 2 * coefficients
+        length = xp.sum(weight, axis=-1) + outside
+        return xp.sum(weight * relative, axis=-1) / ar.positive(length)
+
     low, high = xp.full_like(top, -12.0), xp.full_like(top, 30.0)
-    steps = xp.arange(GRID, dtype=energies.dtype, device=place(energies)) / (GRID - 1)
-    relative = energies / top[..., None]
-    limit = (ratio * ratio / top)[..., None]
+    last = float(GRID - 1)
+    steps = xp.arange(GRID, dtype=energies.dtype, device=ar.place(energies)) / last
     for _ in range(ROUNDS):
         width = high - low
-        grid = low[..., None] + steps * width[..., None]
-        above = _quotient(relative, coefficients, outside, xp.exp(grid)) > limit
+        above = quotient(xp.exp(low + steps * width)) > limit
         # q falls with s: the number of grid points above the limit brackets the root.
-        index = xp.sum(xp.astype(above, grid.dtype), axis=-1)
-        last = float(GRID - 1)
+        index = xp.sum(xp.astype(above, width.dtype))
         low = low + width * xp.clip(index - 1, 0.0, last) / last
         high = xp.minimum(low + width / last, high)
-    s = xp.exp(high)
-    free = _quotient(relative, coefficients, outside, xp.zeros_like(s)[..., None])[..., 0]
-    s = xp.where(free <= limit[..., 0], xp.zeros_like(s), s)
-    return 1 / (1 + s[..., None] * relative)
-
-
-def _quotient(energies: Array, coefficients: Array, outside: Array, s: Array) -> Array:
-    """Return ``q(s)^2`` on a grid ``s`` (..., g) of energies (..., k) scaled to at most 1."""
-    xp = namespace(energies)
-    gain = 1 / (1 + s[..., :, None] * energies[..., None, :])
-    weight = gain**2 * coefficients[..., None, :]
-    length = xp.sum(weight, axis=-1) + outside[..., None]
-    change = xp.sum(weight * energies[..., None, :], axis=-1)
-    return change / xp.where(length > 0, length, xp.ones_like(length))
+    free = quotient(0 * steps[:1])[0]
+    s = xp.where(free <= limit, xp.zeros_like(high), xp.exp(high))
+    return 1 / (1 + s * relative)

@@ -27,18 +27,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from nullport._arrays import (
-    Array,
-    Dense,
-    Vector,
-    combine,
-    densified,
-    known,
-    length,
-    namespace,
-    positive,
-    scaled,
-)
+from nullport import _arrays as ar
+from nullport._arrays import Array, Dense, Vector
 from nullport.network import GRADIENT, LayerGraph
 
 PROBE = 1e-2
@@ -65,30 +55,24 @@ class Pull:
 def mean_gradient(graph: LayerGraph, batch: str, shift: Dense | None) -> tuple[Array, Dense]:
     """Return the joint loss of a batch at ``w - shift``, and its gradient, over all replicas."""
     loss, gradients = graph.gradient(batch, shift)
-    if graph.collective.size == 1:
-        return loss, gradients
     mean = graph.collective.mean
-    return mean(loss), [None if g is None else mean(g) for g in gradients]
-
-
-def _grad_norm(graph: LayerGraph, gradients: Dense) -> Pull:  # noqa: ARG001
-    return Pull(gradients)
+    return mean(loss), [mean(g) for g in gradients]
 
 
 def _decrease(graph: LayerGraph, gradients: Dense) -> Pull:
     """Return ``v = D g``: the optimizer's step without what it would do at zero gradient."""
-    zero = [None if g is None else namespace(g).zeros_like(g) for g in gradients]
+    zero = [None if g is None else ar.namespace(g).zeros_like(g) for g in gradients]
     step, drift = graph.optimizer_step(gradients), graph.optimizer_step(zero)
-    return Pull(combine(step, -1.0, drift))
+    return Pull(ar.combine(step, -1.0, drift))
 
 
 def _look_ahead(graph: LayerGraph, gradients: Dense) -> Pull:
     step = graph.optimizer_step(gradients)
     _, direct = mean_gradient(graph, "others", step)
-    probe = PROBE * length(gradients) / positive(length(direct))
-    probe = namespace(probe).where(probe > 0, probe, namespace(probe).full_like(probe, PROBE))
-    bent = graph.optimizer_step(combine(gradients, probe, direct))
-    v = [None if a is None else scaled(1 / probe, a) for a in combine(bent, -1.0, step)]
+    probe = PROBE * ar.joint_norm(gradients) / ar.positive(ar.joint_norm(direct))
+    probe = ar.namespace(probe).where(probe > 0, probe, ar.namespace(probe).full_like(probe, PROBE))
+    bent = graph.optimizer_step(ar.combine(gradients, probe, direct))
+    v = [None if a is None else ar.scaled(1 / probe, a) for a in ar.combine(bent, -1.0, step)]
     return Pull(v, direct, cost=GRADIENT)
 
 
@@ -100,7 +84,7 @@ def _others(graph: LayerGraph, gradients: Dense) -> Pull:
 def _sharpness(graph: LayerGraph, gradients: Dense) -> Pull:
     step = graph.optimizer_step(gradients)
     _, after = mean_gradient(graph, "batch", step)
-    direct = combine(after, -1.0, gradients)
+    direct = ar.combine(after, -1.0, gradients)
     return Pull([None if u is None else -u for u in step], direct, cost=GRADIENT)
 
 
@@ -108,8 +92,7 @@ def _weight_norm(graph: LayerGraph, gradients: Dense) -> Pull:  # noqa: ARG001
     return Pull(None, graph.weights(), whole=True)
 
 
-OBJECTIVES: dict[str, Callable[[LayerGraph, Dense], Pull]] = {
-    "grad_norm": _grad_norm,
+OBJECTIVES: dict[str, Callable[[LayerGraph, Dense], Pull]] = {  # but "grad_norm", which is v = g
     "decrease": _decrease,
     "look_ahead": _look_ahead,
     "others": _others,
@@ -137,10 +120,13 @@ def pull(objective: str | Callable[[Dense], Dense], graph: LayerGraph, gradients
     """
     if objective == "grad_norm":
         return Pull(gradients)
-    formed = densified(gradients)
+    formed = [ar.dense(a) for a in gradients]
     if not isinstance(objective, str):
         v = objective(formed)
-        _check(v, formed)
+        if (fault := _fault(v, formed)) is not None:
+            msg = f"the objective returned {fault}; allowed: {len(formed)} finite arrays, one per "
+            msg += "parameter, or None for no part"
+            raise ValueError(msg)
         return Pull(v)
     if objective in JUDGED and graph.has_optimizer and "others" not in graph.batches:
         msg = f"the objective {objective!r} needs a batch of other samples: pass others="
@@ -148,23 +134,13 @@ def pull(objective: str | Callable[[Dense], Dense], graph: LayerGraph, gradients
     return OBJECTIVES[objective](graph, formed)
 
 
-def _check(v: object, gradients: Dense) -> None:
-    allowed = f"allowed: {len(gradients)} finite arrays, one per parameter, or None for no part"
-    shape = getattr(v, "shape", None)
-    what = None if isinstance(v, list | tuple) else type(v).__name__
-    if what is None and len(v) != len(gradients):  # type: ignore[arg-type]
-        what = f"{len(v)} arrays"  # type: ignore[arg-type]
-    elif what is not None and shape is not None:
-        what += f" of shape {tuple(shape)}"
-    if what is None:
-        what = _fault(v, gradients)  # type: ignore[arg-type]
-    if what is not None:
-        msg = f"the objective returned {what}; {allowed}"
-        raise ValueError(msg)
-
-
-def _fault(v: Dense, gradients: Dense) -> str | None:
-    """Return what is wrong with an entry of a custom objective's result, if anything is."""
+def _fault(v: object, gradients: Dense) -> str | None:
+    """Return what is wrong with the result of a custom objective, if anything is."""
+    if not isinstance(v, list | tuple):
+        shape = f" of shape {tuple(v.shape)}" if hasattr(v, "shape") else ""
+        return type(v).__name__ + shape
+    if len(v) != len(gradients):
+        return f"{len(v)} arrays"
     if all(a is None for a in v):
         return "None for every parameter"
     for index, (mine, theirs) in enumerate(zip(v, gradients, strict=True)):
@@ -174,6 +150,6 @@ def _fault(v: Dense, gradients: Dense) -> str | None:
             return f"a {type(mine).__name__} for parameter {index}"
         if theirs is not None and mine.shape != (shape := theirs.shape):
             return f"shape {tuple(mine.shape)} for parameter {index} of shape {tuple(shape)}"
-        if known(~namespace(mine).all(namespace(mine).isfinite(mine))):
+        if ar.known(~ar.namespace(mine).all(ar.namespace(mine).isfinite(mine))):
             return f"an array that is not finite (NaN or infinity) for parameter {index}"
     return None

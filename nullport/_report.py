@@ -6,8 +6,7 @@ kept as codes, because words cannot be traced; they are put into words when they
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from enum import IntEnum
 from typing import TYPE_CHECKING
@@ -18,68 +17,50 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-class Cause(IntEnum):
+class Code(IntEnum):
+    """A code, and the words for it; in braces, what a report is asked for."""
+
+    words: str
+
+    def __new__(cls, code: int, words: str = "") -> Code:
+        """Make a member of a code and its words."""
+        member = int.__new__(cls, code)
+        member._value_, member.words = code, words
+        return member
+
+
+class Cause(Code):
     """Why a move was refused, in the order in which causes are named; 0 if it was not."""
 
     NONE = 0
-    INFINITE = 1
-    SCREEN = 2
-    STILL = 3
-    LOSS = 4
-    GRADIENT = 5
-    GAIN = 6
-    ARMIJO = 7
-    GUARD = 8
+    INFINITE = 1, "the loss is {loss_before}; a teleport needs a finite loss"
+    SCREEN = 2, "the optimizer's own step already overshoots here"
+    STILL = 3, "no weight can move"
+    LOSS = 4, "the loss went from {loss_before} to {loss_after}, which is more than allowed"
+    GRADIENT = 5, "the gradient norm would be {grad_norm_after}"
+    GAIN = (
+        6,
+        "the gradient norm would go from {grad_norm_before} to {grad_norm_after}, "
+        "which is more than max_gain allows",
+    )
+    ARMIJO = (
+        7,
+        "the optimizer's next step would not lower the loss of {loss_after} by half of "
+        "what its slope promises",
+    )
+    GUARD = 8, "the guard loss would be {guard_after}, without the move {guard_before}"
 
 
-class Hold(IntEnum):
+class Hold(Code):
     """Why a captured weight does not move, in the order in which causes are named."""
 
     NONE = 0
-    HIDDEN = 1
-    EMPTY = 2
-    STILL = 3
-    BROKEN = 4
-    SPANNED = 5
-    SHORT = 6
-
-
-HOLDS = {
-    Hold.NONE: "",
-    Hold.HIDDEN: "part of its gradient comes from a use that is not visible",
-    Hold.EMPTY: "its null space is empty",
-    Hold.STILL: "its inputs do not depend on the weights, as in a first layer",
-    Hold.BROKEN: "its inputs or its direction are not finite",
-    Hold.SPANNED: "its direction lies in the row space of its inputs",
-    Hold.SHORT: "the radius or the budget allows no move, as where weights are zero",
-}
-
-REASONS: dict[Cause, Callable[[TeleportReport], str]] = {
-    Cause.NONE: lambda _: "",
-    Cause.INFINITE: lambda r: f"the loss is {r.loss_before:.6g}; a teleport needs a finite loss",
-    Cause.SCREEN: lambda _: "the optimizer's own step already overshoots here",
-    Cause.STILL: lambda _: "no weight can move",
-    Cause.LOSS: lambda r: (
-        f"the loss went from {r.loss_before:.6g} to {r.loss_after:.6g}, which is more than allowed"
-    ),
-    Cause.GRADIENT: lambda r: f"the gradient norm would be {r.grad_norm_after:.6g}",
-    Cause.GAIN: lambda r: (
-        f"the gradient norm would go from {r.grad_norm_before:.6g} to {r.grad_norm_after:.6g}, "
-        f"which is more than max_gain allows"
-    ),
-    Cause.ARMIJO: lambda r: (
-        f"the optimizer's next step would not lower the loss of {r.loss_after:.6g} by half of "
-        f"what its slope promises"
-    ),
-    Cause.GUARD: lambda r: (
-        f"the guard loss would be {_number(r.guard_after)}, without the move "
-        f"{_number(r.guard_before)}"
-    ),
-}
-
-
-def _number(x: Array | float | None) -> str:
-    return "none" if x is None else f"{x:.6g}"
+    HIDDEN = 1, "part of its gradient comes from a use that is not visible"
+    EMPTY = 2, "its null space is empty"
+    STILL = 3, "its inputs do not depend on the weights, as in a first layer"
+    BROKEN = 4, "its inputs or its direction are not finite"
+    SPANNED = 5, "its direction lies in the row space of its inputs"
+    SHORT = 6, "the radius or the budget allows no move, as where weights are zero"
 
 
 @dataclass(frozen=True)
@@ -118,7 +99,7 @@ class LayerReport:
     @property
     def reason(self) -> str:
         """Why it did not move, in words; empty if it did."""
-        return self.note or HOLDS[Hold(int(self.hold))]
+        return self.note or Hold(int(self.hold)).words
 
     def as_dict(self) -> dict[str, float | str]:
         """Return the fields by name, the reason in words."""
@@ -162,28 +143,6 @@ class TeleportReport:
     layers: Sequence[LayerReport] = ()
     step: int | None = None
 
-    @classmethod
-    def of_another(
-        cls,
-        cost: float,
-        seconds: float,
-        *,
-        losses: tuple[float, float] = (math.nan, math.nan),
-        grad_norms: tuple[float, float] = (math.nan, math.nan),
-        accepted: bool = True,
-    ) -> TeleportReport:
-        """Return the report of another method's teleport, in which what is not known is nan.
-
-        Args:
-            cost: Compute used, in gradients.
-            seconds: Time used.
-            losses: Loss before and after, on the batch.
-            grad_norms: Norm of the gradient before and after.
-            accepted: Whether it was kept; what is refused here is refused for its loss.
-        """
-        cause = Cause.NONE if accepted else Cause.LOSS
-        return cls(*losses, *grad_norms, math.nan, cause, seconds=seconds, cost=cost)
-
     @property
     def accepted(self) -> bool | Array:
         """Whether the moved weights were kept."""
@@ -192,7 +151,9 @@ class TeleportReport:
     @property
     def reason(self) -> str:
         """Why the move was refused, in words; empty if it was accepted."""
-        return REASONS[Cause(int(self.cause))](self)
+        measured = {k: v for k, v in vars(self).items() if k.endswith(("_before", "_after"))}
+        numbers = {k: "none" if v is None else f"{v:.6g}" for k, v in measured.items()}
+        return Cause(int(self.cause)).words.format(**numbers)
 
     def as_dict(self, prefix: str = "") -> dict[str, float | str | bool | None]:
         """Return the scalar fields for a logger, each name preceded by ``prefix``."""
@@ -231,7 +192,7 @@ class TeleportReport:
         ]
         if self.guard_before is not None and self.guard_after is not None:
             head.append(f"guard loss {self.guard_before:.7g} -> {self.guard_after:.7g}")
-        return "\n".join([*head, *layer_table(self.layers)])
+        return "\n".join([*head, *_table(self.layers)])
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw how far each weight moved and how large its null space is (needs matplotlib)."""
@@ -247,28 +208,13 @@ class TeleportReport:
         return ax
 
 
-def layer_table(layers: Sequence[LayerReport]) -> list[str]:
+def _table(layers: Sequence[LayerReport]) -> list[str]:
     """Return one aligned line per weight, under a heading."""
-    rows = [("weight", "map", "inputs", "samples", "null", "moved", "output change", "why not")]
-    for layer in layers:
-        numbers = (
-            ["", "", ""]
-            if not layer.kind
-            else [str(n) for n in (layer.in_features, layer.samples, layer.null_dim)]
-        )
-        change = f"{layer.output_change:.1e} <= {layer.output_change_bound:.1e}"
-        rows.append(
-            (
-                layer.name,
-                layer.kind,
-                *numbers,
-                f"{layer.moved:.3g}" if layer.moved else "",
-                change if layer.moved else "",
-                layer.reason,
-            )  # type: ignore[arg-type]
-        )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
+    rows = [["weight", "map", "inputs", "samples", "null", "moved", "output change", "why not"]]
+    for x in layers:
+        numbers = [str(n) if x.kind else "" for n in (x.in_features, x.samples, x.null_dim)]
+        moved = [f"{x.moved:.3g}", f"{x.output_change:.1e} <= {x.output_change_bound:.1e}"]
+        rows.append([x.name, x.kind, *numbers, *(moved if x.moved else ["", ""]), x.reason])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [map(str.ljust, row, widths) for row in rows]
+    return ["  ".join(line).rstrip() for line in lines]

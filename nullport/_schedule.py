@@ -15,13 +15,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from math import isfinite
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from nullport._arrays import Array, Dense, namespace
-from nullport._config import TeleportConfig
+from nullport import _arrays as ar
+from nullport._arrays import Array, Dense
+from nullport._config import TeleportConfig, is_count, is_number, require
 from nullport._report import TeleportReport
 from nullport._tangent import Engine
 from nullport._teleport import run
@@ -77,15 +77,11 @@ class Rule:
         >>> Rule.parse(50)
         Rule(every=50, horizon=1000)
         """
-        if not isinstance(horizon, int) or isinstance(horizon, bool) or horizon < 1:
-            msg = f"invalid horizon: {horizon!r}; allowed: an integer of at least 1"
-            raise ValueError(msg)
+        require(is_count(horizon), "horizon", horizon, "an integer of at least 1")
         if every == "auto":
             return Rule(horizon=horizon)
-        if not isinstance(every, int) or isinstance(every, bool) or every < 1:
-            msg = f"invalid every: {every!r}; allowed: 'auto' or an integer of at least 1"
-            raise ValueError(msg)
-        return Rule(every, horizon)
+        require(is_count(every), "every", every, "'auto' or an integer of at least 1")
+        return Rule(int(every), horizon)
 
     def start(self, zero: Array) -> State:
         """Return the state before the first step, in the namespace and dtype of a 0-d ``zero``."""
@@ -104,7 +100,7 @@ class Rule:
         due = state.step >= state.due
         if self.every is not None:
             return due
-        xp = namespace(state.step)
+        xp = ar.namespace(state.step)
         length = xp.maximum(state.step, xp.full_like(state.step, float(self.horizon)))
         within = state.spent + state.last <= SHARE * length
         hopeful = (state.wasted == 0) | (state.wasted + state.last <= SHARE_REFUSED * length)
@@ -131,22 +127,17 @@ class Rule:
             accepted: Whether the teleport was accepted, 0-d bool.
             cost: Compute it used, in gradients.
         """
-        xp = namespace(state.step)
-        if not isinstance(cost, int | float):
-            cost = xp.astype(cost, state.step.dtype, copy=False)
-
-        def either(yes: float | Array, no: float | Array) -> Array:
-            return xp.where(accepted, yes + 0 * state.step, no + 0 * state.step)
-
-        interval = state.interval
-        if self.every is None:
-            interval = interval * either(GROW_ACCEPTED, GROW_REFUSED)
+        xp, zero = ar.namespace(state.step), 0 * state.step
+        cost = zero + (cost if isinstance(cost, int | float) else xp.astype(cost, zero.dtype))
+        refused = xp.where(accepted, zero, zero + 1)
+        grow = GROW_ACCEPTED + (GROW_REFUSED - GROW_ACCEPTED) * refused
+        interval = state.interval * grow if self.every is None else state.interval
         return state._replace(
             due=state.step + xp.floor(interval),
             interval=interval,
             spent=state.spent + cost,
-            wasted=state.wasted + either(0.0, cost),
-            last=either(cost, cost),
+            wasted=state.wasted + refused * cost,
+            last=cost,
         )
 
 
@@ -329,17 +320,14 @@ class Teleporter(ABC):
             msg = f"invalid recent: {recent!r}; allowed: a list of at most {KEPT} batches"
             raise TypeError(msg)
         every = "auto" if policy["every"] is None else policy["every"]
-        saved = Rule.parse(every, policy["horizon"])
-        rule = self._rule_of(every, policy["horizon"])
+        saved, numbers = Rule.parse(every, policy["horizon"]), {}
         for key in State._fields:
             value = policy[key]
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not isfinite(value) or value < 0:
-                msg = f"invalid {key}: {value!r}; allowed: a finite number of at least 0"
-                raise ValueError(msg)
-        self._rule = rule
-        loaded = State(**{key: np.float64(policy[key]) for key in State._fields})
-        self._state = rule.resumed(loaded, saved)
+            fits = is_number(value) and value >= 0
+            require(fits, key, value, "a finite number of at least 0")
+            numbers[key] = np.float64(value)
+        self._rule = self._rule_of(every, policy["horizon"])
+        self._state = self._rule.resumed(State(**numbers), saved)
         self._recent, self._resumed, self._handed = [], list(recent), None
 
 

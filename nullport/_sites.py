@@ -26,6 +26,7 @@ from array_api_compat import array_namespace, device
 
 Array = Any
 Axes = tuple[tuple[int, int], ...]
+Ints = tuple[int, ...]
 
 
 def _merge(axes: Axes) -> Axes:
@@ -115,31 +116,34 @@ class Layout:
             flat = xp.reshape(array, (-1,))
             where = xp.asarray(self.elements(), device=device(array))
             return xp.reshape(xp.take(flat, where, axis=0), self.shape)
-        part = xp.reshape(array, box.shape)[box.slices]
-        return xp.reshape(xp.permute_dims(part, box.order), self.shape)
+        shape, slices, order = box
+        part = xp.reshape(array, shape)[slices]
+        return xp.reshape(xp.permute_dims(part, order), self.shape)
 
     def written(self, matrix: Array, like: Array) -> Array:
         """Return ``matrix`` (:attr:`shape`) in its places of an array shaped ``like``, else 0."""
-        xp, shape, size = array_namespace(matrix), like.shape, prod(like.shape)
+        xp, size = array_namespace(matrix), prod(like.shape)
         box = self._box(size)
         if box is None:  # a gather the other way round: positions are known beforehand
             index = np.full(size, self.size)
             index[self.elements()] = np.arange(self.size)
+            where = xp.asarray(index, device=device(matrix))
             flat = xp.reshape(matrix, (-1,))
             flat = xp.concat([flat, xp.zeros_like(flat[:1])])
-            return xp.reshape(
-                xp.take(flat, xp.asarray(index, device=device(matrix)), axis=0), shape
-            )
-        inside = [s.stop - s.start for s in box.slices]
-        ordered = xp.reshape(matrix, tuple(inside[i] for i in box.order))
-        back = sorted(range(len(inside)), key=box.order.__getitem__)
-        found = xp.permute_dims(ordered, tuple(back))
-        for axis, (total, s) in enumerate(zip(box.shape, box.slices, strict=True)):
+            return xp.reshape(xp.take(flat, where, axis=0), like.shape)
+        shape, slices, order = box
+        inside = [s.stop - s.start for s in slices]
+        ordered = xp.reshape(matrix, tuple(inside[i] for i in order))
+        found = xp.permute_dims(ordered, tuple(sorted(range(len(order)), key=order.__getitem__)))
+        for axis, (total, s) in enumerate(zip(shape, slices, strict=True)):
             found = _padded(xp, found, axis, s.start, total - s.stop)
-        return xp.reshape(found, shape)
+        return xp.reshape(found, like.shape)
 
-    def _box(self, size: int) -> _Box | None:
-        """Return the layout as a slice of a reshaped parameter; None if strides do not nest."""
+    def _box(self, size: int) -> tuple[Ints, tuple[slice, ...], Ints] | None:
+        """Return the layout as a slice of a reshaped parameter; None if strides do not nest.
+
+        That is: the shape, the slice, and the order of its axes in the stack of matrices.
+        """
         axes = [axis for axis in self.axes if axis[0] > 1]
         ranked = sorted(range(len(axes)), key=lambda i: -axes[i][1])
         shape, slices, outer = [], [], size
@@ -154,24 +158,14 @@ class Layout:
             outer = stride
         last = self.offset % outer
         order = (*(ranked.index(i) for i in range(len(axes))), len(axes))
-        return _Box((*shape, outer), (*slices, slice(last, last + 1)), order)
-
-
-@dataclass(frozen=True)
-class _Box:
-    shape: tuple[int, ...]
-    slices: tuple[slice, ...]
-    order: tuple[int, ...]
+        return (*shape, outer), (*slices, slice(last, last + 1)), order
 
 
 def _padded(xp: Any, x: Array, axis: int, before: int, after: int) -> Array:
     """Return ``x`` with zeros before and after it along an axis."""
     sizes = [(*x.shape[:axis], n, *x.shape[axis + 1 :]) for n in (before, after)]
-    a, b = (
-        [xp.zeros(s, dtype=x.dtype, device=device(x))] if n else []
-        for s, n in zip(sizes, (before, after), strict=True)
-    )
-    return xp.concat([*a, x, *b], axis=axis) if a or b else x
+    a, b = (xp.zeros(size, dtype=x.dtype, device=device(x)) for size in sizes)
+    return xp.concat([a, x, b], axis=axis) if before or after else x
 
 
 def matrix(stack: tuple[int, ...], out: int, inp: int | None, *, offset: int = 0) -> Layout:
@@ -279,68 +273,3 @@ class DenseSite:
     def bias_gradient(self) -> Array:
         """Return the sum of ``delta`` over the rows, shape (..., out)."""
         return array_namespace(self.cotangent).sum(self.cotangent, axis=-2)
-
-
-@dataclass(frozen=True)
-class GradientSite:
-    """One use of a weight, known by its input and by the gradient of the weight as a whole.
-
-    A hand-written backward pass often returns ``g_W = delta^T X`` and nothing else. Its derivative
-    along ``v`` is ``deltadot^T X + delta^T Xdot``, of which the projection onto the exact null
-    space of ``X`` keeps ``(delta^T Xdot) P``. So such a site hands its gradient over in the place
-    of its inputs: its tangent is the difference of two gradients. The constant input of a bias
-    would need the bias's gradient as one more column; biases therefore stay where they are. A
-    smooth gain keeps some of ``deltadot^T X``: the whole gradient of the objective is projected.
-
-    Attributes:
-        kind: Name of the operation.
-        rows_held: ``X``, shape (..., samples, in).
-        inputs: ``delta^T X``, shape (..., out, in), which stands in for the inputs.
-        output_norm: Frobenius norm of ``X W^T``, 0-d.
-    """
-
-    kind: str
-    rows_held: Array
-    inputs: Array
-    output_norm: Array
-
-    @property
-    def samples(self) -> int:
-        """Number of rows of ``X``."""
-        return int(self.rows_held.shape[-2])
-
-    @property
-    def cotangent(self) -> Array:
-        """The gradient: not None, since the loss depends on this use."""
-        return self.inputs
-
-    def rows(self, every: int = 1) -> Iterator[Array]:
-        """Yield ``X``, or one row in ``every``, in one piece."""
-        yield self.rows_held if every == 1 else self.rows_held[..., ::every, :]
-
-    def apply(self, weight: Array, bias: Array | None = None) -> Array:
-        """Return ``X weight^T + bias``, shape (..., samples, out)."""
-        xp = array_namespace(weight)
-        rows = xp.astype(self.rows_held, weight.dtype, copy=False)
-        output = rows @ xp.matrix_transpose(weight)
-        return output if bias is None else output + bias[..., None, :]
-
-    def weight_gradient(self, inputs: Array, probe: Array | None = None) -> Array:
-        """Return ``inputs``, shape (..., out, in), or contracted to (..., 1, in) with ``probe``."""
-        if probe is None:
-            return inputs
-        return (array_namespace(inputs).matrix_transpose(inputs) @ probe)[..., None, :]
-
-    def bias_gradient(self) -> Array:
-        """Not known.
-
-        Raises:
-            ValueError: Always.
-        """
-        msg = "a site that is known by its gradient has no cotangent to sum over"
-        raise ValueError(msg)
-
-
-def layer_input(site: Site) -> Array:
-    """Return the input of the layer itself, which a :class:`GradientSite` keeps apart."""
-    return site.rows_held if isinstance(site, GradientSite) else site.inputs

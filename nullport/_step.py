@@ -22,26 +22,12 @@ from functools import reduce
 from math import sqrt
 from operator import or_
 
-from nullport._arrays import (
-    Array,
-    LowRank,
-    Matrix,
-    dense,
-    eps,
-    joined,
-    joint_norm,
-    known,
-    namespace,
-    norm,
-    outputs,
-    positive,
-    widen,
-    with_column,
-)
+from nullport import _arrays as ar
+from nullport._arrays import Array, LowRank, Matrix
 from nullport._capture import Layer
 from nullport._config import TeleportConfig
 from nullport._nullspace import NullSpace
-from nullport._report import Hold
+from nullport._report import Code, Hold
 from nullport._sites import Layout
 from nullport.network import Change, Collective, LayerGraph, Site
 
@@ -57,11 +43,16 @@ SAMPLED_ROWS = 16
 """Rows on which the output change is measured where the null space is exact."""
 
 
-def radius_of(config: TeleportConfig, layers: int) -> float:
-    """Return the relative length of the whole move for each of so many layers."""
+def radius_of(
+    config: TeleportConfig, layers: int, given: float | Array | None = None
+) -> float | Array:
+    """Return the relative length of the whole move for each of so many layers.
+
+    What is ``given`` holds where the settings leave it open.
+    """
     if config.radius != "auto":
         return config.radius
-    return min(RADIUS, DEPTH_RADIUS / max(layers, 1))
+    return given if given is not None else min(RADIUS, DEPTH_RADIUS / max(layers, 1))
 
 
 @dataclass(frozen=True)
@@ -91,12 +82,14 @@ class Found:
     bound: Array
     sample: Sequence[Array] = ()
 
-    def obstacles(self) -> dict[Hold, Array]:
+    def obstacles(self, layer: Layer) -> dict[Code, Array]:
         """Return causes for which the layer cannot follow the direction (0-d bool each)."""
         return {
+            Hold.HIDDEN: layer.hidden,
+            Hold.EMPTY: self.empty,
             Hold.STILL: self.size == 0,
-            Hold.BROKEN: ~namespace(self.size).isfinite(self.size + self.bound),
-            Hold.SPANNED: self.share < 1e3 * eps(self.size),
+            Hold.BROKEN: ~ar.namespace(self.size).isfinite(self.size + self.bound),
+            Hold.SPANNED: self.share < 1e3 * ar.eps(self.size),
         }
 
 
@@ -109,52 +102,41 @@ def effect(
     together: Collective,
 ) -> Found:
     """Measure what a direction of a layer does to its outputs; arguments as in :class:`Found`."""
-    zero = 0 * space.size
+    zero, known = 0 * space.size, (space.free, space.empty, space.size)
     if delta is None:
-        return Found(space.free, space.empty, space.size, None, zero, zero, zero, zero)
-    size, spread = delta.norms() if isinstance(delta, LowRank) else (norm(delta),) * 2
+        return Found(*known, None, zero, zero, zero, zero)
+    size, spread = delta.norms() if isinstance(delta, LowRank) else (ar.norm(delta),) * 2
     sample = _sampled(layer, sites)
-    if layer.exact and (space.resolved or known(space.empty)):
+    if layer.exact and (space.resolved or ar.known(space.empty)):
         change, bound = _seen(delta, sample, space.size, together), space.leak * size
     else:
-        change = together.norm(output_change(layer, sites, dense(delta)))
-        bound = change * (1 + SUMS * eps(size)) + _underflow(layer, size)
+        change = together.norm(output_change(layer, sites, ar.dense(delta)))
+        # What is lost to numbers that are too small to be held, in every term of the sum.
+        layout = layer.block.layout
+        terms = layer.block.features * sqrt(layer.samples * layout.size / layout.shape[-1])
+        bound = change * (1 + SUMS * ar.eps(size)) + ar.tiny(size) * ar.eps(size) * terms
     bound = bound + space.rounding * spread
-    return Found(
-        space.free, space.empty, space.size, delta, size, share + zero, change, bound, sample
-    )
-
-
-def _underflow(layer: Layer, like: Array) -> float:
-    """Return what measuring an output change may lose to numbers that are too small to be held."""
-    info, layout = namespace(like).finfo(like.dtype), layer.block.layout
-    terms = layer.block.features * sqrt(layer.samples * layout.size / layout.shape[-1])
-    return float(info.smallest_normal) * float(info.eps) * terms
+    return Found(*known, delta, size, share + zero, change, bound, sample)
 
 
 def _seen(delta: Matrix, sample: Sequence[Array], inputs: Array, together: Collective) -> Array:
     """Return ``||X delta^T||`` as sampled rows of ``X``, of norm ``inputs``, show it, 0-d."""
-    rows = together.norm(joint_norm(sample))
-    shown = together.norm(joint_norm([outputs(delta, x) for x in sample]))
-    return inputs * (shown / positive(rows))
+    rows = together.norm(ar.joint_norm(sample))
+    shown = together.norm(ar.joint_norm([ar.outputs(delta, x) for x in sample]))
+    return inputs * (shown / ar.positive(rows))
 
 
 def _sampled(layer: Layer, sites: Sequence[Site]) -> list[Array]:
     """Return a few rows of every site; copies, for a view would hold on to all rows."""
-    parts = []
-    for site in sites:
-        for chunk in site.rows(max(1, layer.samples // SAMPLED_ROWS)):
-            rows = widen(chunk)
-            bias = layer.block.bias is not None
-            copy = namespace(rows).asarray(rows, copy=True)
-            parts.append(with_column(rows, 1.0) if bias else copy)
-    return parts
+    every, bias = max(1, layer.samples // SAMPLED_ROWS), layer.block.bias is not None
+    rows = (ar.widen(chunk) for site in sites for chunk in site.rows(every))
+    return [ar.with_column(x, 1.0) if bias else ar.namespace(x).asarray(x, copy=True) for x in rows]
 
 
 def output_change(layer: Layer, sites: Sequence[Site], delta: Array) -> Array:
     """Return ``||X N^T||`` over all sites of a layer for ``N`` (..., out, features), 0-d."""
-    parts = [dense(part) for _, _, part in _parts(layer, delta)]
-    return joint_norm([site.apply(*parts) for site in sites])
+    parts = [part for _, _, part in _parts(layer, delta)]
+    return ar.joint_norm([site.apply(*parts) for site in sites])
 
 
 @dataclass(frozen=True)
@@ -179,7 +161,7 @@ class Moved:
 
     def __add__(self, other: Moved) -> Moved:
         """Return the sum of two steps."""
-        xp = namespace(self.again)
+        xp = ar.namespace(self.again)
         return Moved(
             self.length + other.length,
             self.bound + other.bound,
@@ -203,7 +185,7 @@ class Moved:
     @property
     def measured(self) -> Array:
         """The same, measured, 0-d: rounding and move are independent."""
-        return joined([self.change, self.shown])
+        return ar.joined([self.change, self.shown])
 
 
 def factors_of(
@@ -220,79 +202,72 @@ def factors_of(
     themselves if those are ``whole`` moves. Scalars of all layers are handled as one array: a step
     costs a few small operations per network instead of a few per layer.
     """
-    xp = namespace(found[0].size)
+    xp = ar.namespace(found[0].size)
     size = xp.stack([f.size for f in found])
+
+    def cast(x: Array) -> Array:
+        return xp.astype(x, size.dtype, copy=False)
+
     pairs = list(zip(layers, found, strict=True))
-    held = xp.stack([reduce(or_, f.obstacles().values(), f.empty | x.hidden) for x, f in pairs])
-    norms = xp.stack([xp.astype(layer.weight_norm, size.dtype) for layer in layers])
+    held = xp.stack([reduce(or_, f.obstacles(x).values()) for x, f in pairs])
     size = xp.where(held, xp.ones_like(size), size)
-    length = xp.where(held, xp.zeros_like(size), reach * norms)
+    weights = xp.stack([cast(layer.weight_norm) for layer in layers])
+    length = xp.where(held, xp.zeros_like(size), reach * weights)
     if whole:
         length = xp.minimum(length, xp.where(held, length, size))
     if any(layer.tight for layer in layers):
-        allowed = [_allowed(*pair, config, size) for pair in pairs]
+        # The space was made from a part of the rows; what it does to all of them was measured.
+        allowed = [
+            cast(config.budget * x.output_norm / config.steps) / ar.positive(cast(f.change))
+            if x.tight
+            else xp.full_like(f.size, xp.inf)
+            for x, f in pairs
+        ]
         length = xp.minimum(length, xp.stack(allowed) * size)
     return length / size, length
-
-
-def _allowed(layer: Layer, found: Found, config: TeleportConfig, like: Array) -> Array:
-    """Return the largest factor of a direction that its budget allows, 0-d.
-
-    The space was made from a part of the rows; what it does to all of them was measured.
-    """
-    xp = namespace(like)
-    if not layer.tight:
-        return xp.full_like(found.size, xp.inf, dtype=like.dtype)
-    most = xp.astype(config.budget * layer.output_norm / config.steps, like.dtype, copy=False)
-    return most / positive(xp.astype(found.change, like.dtype, copy=False))
 
 
 def step_of(
     layer: Layer, found: Found, factor: Array, length: Array, graph: LayerGraph
 ) -> tuple[Moved, list[Change]]:
     """Return how far a step takes a layer, and the changes that make it."""
-    xp, delta = namespace(found.size), found.delta
+    xp, delta = ar.namespace(found.size), found.delta
     assert delta is not None  # the caller has asked
     right = delta.right if isinstance(delta, LowRank) else delta
     factor = xp.astype(factor, right.dtype, copy=False)
     right = xp.where(factor > 0, right * factor, xp.zeros_like(factor))
     delta = LowRank(delta.left, right) if isinstance(delta, LowRank) else right
-    spacing = max(eps(layer.weight_norm), layer.narrow)
+    spacing = max(ar.eps(layer.weight_norm), layer.narrow)
     again = spacing / 2 * (layer.weight_norm + length) * found.inputs
     stored, shown = again, 0 * length
     if layer.narrow:
-        delta, lost = _as_stored(layer, dense(delta), graph)
-        stored = norm(lost) * found.inputs
+        delta, lost = _as_stored(layer, ar.dense(delta), graph)
+        stored = ar.norm(lost) * found.inputs
         shown = _seen(lost, found.sample, found.inputs, graph.collective)
     moving = xp.astype(length > 0, length.dtype)
-    moved = Moved(
-        length,
-        found.bound * factor,
-        found.change * factor,
-        *(moving * x for x in (stored, shown, again)),
-    )
+    rounding = (moving * x for x in (stored, shown, again))
+    moved = Moved(length, found.bound * factor, found.change * factor, *rounding)
     return moved, [Change(*part) for part in _parts(layer, delta)]
 
 
 def _as_stored(layer: Layer, delta: Array, graph: LayerGraph) -> tuple[Array, Array]:
     """Return the change that weights of a narrow dtype make when they are rounded, and the rest."""
-    made, weights, xp = [], graph.weights(), namespace(delta)
+    made, weights, xp = [], graph.weights(), ar.namespace(delta)
     for index, layout, part in _parts(layer, delta):
         old = graph.read(index, weights[index], layout)
-        new = xp.astype(widen(old) + part, old.dtype)
-        made.append(widen(new) - widen(old))
+        new = xp.astype(ar.widen(old) + part, old.dtype)
+        made.append(ar.widen(new) - ar.widen(old))
     whole = made[0] if len(made) == 1 else xp.concat([made[0], made[1][..., None]], axis=-1)
     return whole, whole - delta
 
 
 def _parts(layer: Layer, delta: Matrix) -> list[tuple[int, Layout, Matrix]]:
     """Return the parts of a direction that belong to the weight and to its bias."""
-    block = layer.block
-    if block.bias is None:
-        return [(block.parameter, block.layout, delta)]
-    if isinstance(delta, LowRank):
-        weight: Matrix = LowRank(delta.left, delta.right[..., :-1])
-        column = LowRank(delta.left, delta.right[..., -1:]).dense()[..., 0]
-    else:
-        weight, column = delta[..., :-1], delta[..., -1]
-    return [(block.parameter, block.layout, weight), (*block.bias, column)]
+    parts: list[Matrix] = [delta]
+    if layer.block.bias is not None:
+        if isinstance(delta, LowRank):
+            column = LowRank(delta.left, delta.right[..., -1:]).dense()
+            parts = [LowRank(delta.left, delta.right[..., :-1]), column[..., 0]]
+        else:
+            parts = [delta[..., :-1], delta[..., -1]]
+    return [(*place, part) for place, part in zip(layer.block.parts, parts, strict=True)]

@@ -17,14 +17,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from nullport._arrays import Array, Dense, densified, known, namespace, norm, traced, widen
-from nullport.network import (
-    FORWARD,
-    LayerGraph,
-    Receive,
-    TangentUnavailable,
-    Vector,
-)
+from nullport import _arrays as ar
+from nullport._arrays import Array, Dense, Vector
+from nullport.network import FORWARD, LayerGraph, Receive, TangentUnavailable
 
 _STEP = {16: 1e-1, 32: 1e-4, 64: 1e-7}
 """Relative length h of the difference, by bits of the dtype the layer inputs are held in."""
@@ -64,8 +59,7 @@ class Engine:
         """Return the way to take for inputs of a dtype of ``width`` bits."""
         if self.choice != "auto":
             return self.choice
-        first = "fd" if width == 32 else "jvp"
-        second = "jvp" if first == "fd" else "fd"
+        first, second = ("fd", "jvp") if width == 32 else ("jvp", "fd")
         return second if first in self._failed else first
 
     def __call__(
@@ -95,16 +89,20 @@ class Engine:
             TangentUnavailable: If the way that was tried cannot handle this network; see
                 :meth:`give_up`.
         """
-        if self.choose(bits) == "jvp" and not self._checked and not traced(step):
+        if self.choose(bits) == "jvp" and not self._checked and not ar.traced(step):
             self._checked = True
-            right = self._right(graph, densified(v), step, sites, bits)
-            wrong = namespace(step).full_like(step, float(not right)) > 0
-            if known(graph.collective.agree(wrong)):
+            right = self._right(graph, [ar.dense(a) for a in v], step, sites, bits)
+            wrong = ar.namespace(step).full_like(step, float(not right)) > 0
+            if ar.known(graph.collective.agree(wrong)):
                 self._failed.add("jvp")
         if self.choose(bits) == "fd":
             difference(graph, v, step, _STEP[bits], sites.inputs, sites.receive)
             return replay_cost
-        graph.jvp(densified(v), lambda index, tangent: sites.receive(index, widen(tangent) * step))
+
+        def scaled(index: int, tangent: Array) -> None:
+            sites.receive(index, ar.widen(tangent) * step)
+
+        graph.jvp([ar.dense(a) for a in v], scaled)
         return 2 * FORWARD
 
     def give_up(self, bits: int) -> bool:
@@ -120,11 +118,11 @@ class Engine:
         worst: list[tuple[float, float]] = [(0.0, 0.0)]
 
         def compare(index: int, approximate: Array) -> None:
-            inputs = widen(sites.inputs(index))
-            found = widen(exact[index]) * step if index in exact else inputs * 0
-            size = max(float(norm(found)), float(norm(approximate)))
-            allowed = tolerance * size + _NOISE * float(norm(inputs)) / relative
-            worst.append((float(norm(found - approximate)) / max(allowed, 1e-300), size))
+            inputs = ar.widen(sites.inputs(index))
+            found = ar.widen(exact[index]) * step if index in exact else inputs * 0
+            size = max(float(ar.norm(found)), float(ar.norm(approximate)))
+            allowed = tolerance * size + _NOISE * float(ar.norm(inputs)) / relative
+            worst.append((float(ar.norm(found - approximate)) / max(allowed, 1e-300), size))
 
         try:
             difference(graph, v, step, relative, sites.inputs, compare)
@@ -153,6 +151,6 @@ def difference(
     def subtract(index: int, moved: Array) -> None:
         held = inputs(index)
         if held is not None:  # else nobody asks for its tangent
-            receive(index, (widen(moved) - widen(held)) / relative)
+            receive(index, (ar.widen(moved) - ar.widen(held)) / relative)
 
     graph.replay(v, step * relative, subtract)

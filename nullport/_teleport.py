@@ -11,49 +11,23 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from enum import IntEnum
 from math import prod
 from typing import Any, NamedTuple
 
+from nullport import _arrays as ar
 from nullport import _verdict as judge
-from nullport._arrays import (
-    Array,
-    Dense,
-    Vector,
-    densified,
-    joined,
-    known,
-    length,
-    namespace,
-    plain,
-    positive,
-    traced,
-)
-from nullport._capture import (
-    Layer,
-    Norms,
-    factors,
-    find_layers,
-    joint_gradients,
-    lazy_norms,
-)
+from nullport import network as net
+from nullport._arrays import Array, Dense, Vector
+from nullport._capture import Layer, Norms, factors, find_layers, lazy_norms
 from nullport._config import Objective, TeleportConfig
 from nullport._direction import Directions
 from nullport._nullspace import NullSpace
 from nullport._objective import JUDGED, mean_gradient, pull, readable
-from nullport._report import Cause, Hold, LayerReport, TeleportReport
+from nullport._report import Cause, Code, Hold, LayerReport, TeleportReport
 from nullport._step import Found, Moved, factors_of, radius_of, step_of
 from nullport._tangent import Engine
 from nullport._verdict import Look
-from nullport.network import (
-    BACKWARD,
-    FORWARD,
-    GRADIENT,
-    Change,
-    LayerGraph,
-    Linearization,
-    TangentUnavailable,
-)
+from nullport.network import Change, LayerGraph, Linearization
 
 
 class Outcome(NamedTuple):
@@ -139,14 +113,14 @@ def inspect(graph: LayerGraph, config: TeleportConfig | None = None) -> list[Lay
 
 
 def _finite(loss: Array) -> None:
-    if known(~namespace(loss).isfinite(loss)):
+    if ar.known(~ar.namespace(loss).isfinite(loss)):
         msg = f"the closure returned loss {float(loss)}; a teleport needs a finite loss"
         raise ValueError(msg)
 
 
 @dataclass
 class _Run:
-    """State of one teleport."""
+    """State of one teleport; ``given`` is a radius, where the settings leave it open."""
 
     graph: LayerGraph
     config: TeleportConfig
@@ -158,7 +132,7 @@ class _Run:
     found: dict[int, Found] = field(default_factory=dict)
     moved: dict[int, Moved] = field(default_factory=dict)
     lent: list[Linearization] = field(default_factory=list)
-    cost: Any = GRADIENT
+    cost: Any = net.GRADIENT
     tangent: str = ""
 
     def __post_init__(self) -> None:
@@ -167,16 +141,10 @@ class _Run:
         if self.objective == "auto":
             both = self.graph.has_optimizer and "others" in self.graph.batches
             self.objective = "look_ahead" if both else "grad_norm"
-        self.radius = self._radius(1)
+        self.radius = radius_of(self.config, 1, self.given)
         self.scale: Array | None = None
         self._grad_norm: Array | None = None
         self._whole = False
-
-    def _radius(self, layers: int) -> float | Array:
-        """Return the relative length of the whole move."""
-        if self.given is not None and self.config.radius == "auto":
-            return self.given
-        return radius_of(self.config, layers)
 
     def __call__(self) -> Outcome:
         start, graph = time.perf_counter(), self.graph
@@ -185,40 +153,39 @@ class _Run:
         _finite(joint.loss)
         before = judge.look(graph, joint.loss, joint.gradients, armijo=self._armijo, screen=True)
         self.cost += before.cost
-        finite = namespace(joint.loss).isfinite
-        stops: list[tuple[IntEnum, Array]] = [
-            (Cause.INFINITE, ~finite(joint.loss)),
-            (Cause.GRADIENT, ~finite(before.grad_norm)),
-            (Cause.SCREEN, before.overshoots()),
-        ]
-        first = (joint.loss, densified(joint.gradients)) if graph.repeatable else None
-        if not known(judge.first(stops) > 0):
+        xp = ar.namespace(joint.loss)
+        stops: dict[Code, Array] = {
+            Cause.INFINITE: ~xp.isfinite(joint.loss),
+            Cause.GRADIENT: ~xp.isfinite(before.grad_norm),
+            Cause.SCREEN: before.overshoots(),
+        }
+        first = (joint.loss, list(map(ar.dense, joint.gradients))) if graph.repeatable else None
+        if not ar.known(judge.first(stops) > 0):
             self.prepare(lin)
             self._grad_norm, self.lent = before.grad_norm, [joint]
             del lin, joint
             if self.layers:
                 self._ascend()
-            stops.append((Cause.STILL, self._still(before)))
+            lengths = [m.length for m in self.moved.values()] or [xp.zeros_like(before.loss)]
+            stops[Cause.STILL] = xp.all(xp.stack(lengths) == 0)
         stop = judge.first(stops)
-        if known(stop > 0):
+        if ar.known(stop > 0):
             return self._settle(start, before, before, stop, first, first)
         self.spaces.clear()
         graph.release()
         after, last, code = self._judged(before)
-        code = namespace(code).where(stop > 0, stop, code)
-        return self._settle(start, before, after, code, first, last)
+        return self._settle(start, before, after, xp.where(stop > 0, stop, code), first, last)
 
     def joint(self, lin: Linearization) -> Linearization:
         """Return a linearization with loss and gradients of all replicas together."""
-        together = self.graph.collective
-        gradients = joint_gradients(lin.gradients, together)
-        return replace(lin, loss=together.mean(lin.loss), gradients=gradients)
+        mean = self.graph.collective.mean
+        return replace(lin, loss=mean(lin.loss), gradients=[mean(g) for g in lin.gradients])
 
     def prepare(self, lin: Linearization) -> None:
         """Find the layers that may move, at the first linearization."""
         self.norms: Norms = lazy_norms(self.graph.weights())
         self.layers, self.excluded = find_layers(self.graph, lin, self.config, self.norms)
-        self.radius = self._radius(len(self.layers))
+        self.radius = radius_of(self.config, len(self.layers), self.given)
 
     def _ascend(self) -> None:
         """Take all steps."""
@@ -229,7 +196,7 @@ class _Run:
             if remaining:
                 again = remaining > 1 and self._exact
                 lin = graph.linearize(unchanged=self._exact, again=again, checked=checked)
-                self.cost += BACKWARD if lin.reused else GRADIENT
+                self.cost += net.BACKWARD if lin.reused else net.GRADIENT
                 if not self._exact:  # an inexact step changes the inputs of deeper layers
                     self.spaces.clear()
                 self.lent = [self.joint(lin)]
@@ -244,61 +211,56 @@ class _Run:
         Returns:
             Whether sites are known to account for gradients, which then need not be formed.
         """
-        lin = self.lent.pop()
-        sparse = factors(self.layers, lin, self.graph.weights()) if self.graph.factors else {}
-        plain_gradient = self.objective == "grad_norm" and self.graph.collective.size == 1
+        lin, graph = self.lent.pop(), self.graph
+        sparse = factors(self.layers, lin, graph.weights()) if graph.factors else {}
+        plain_gradient = self.objective == "grad_norm" and graph.collective.size == 1
         along = [sparse.get(i, g) if plain_gradient else g for i, g in enumerate(lin.gradients)]
-        wish = pull(self.objective, self.graph, along)
+        wish = pull(self.objective, graph, along)
         self._whole = wish.whole
         self.cost += wish.cost
         step = None if wish.v is None else self._relative(wish.v)
-        self._grad_norm = None
         bits, replay_cost = lin.bits, lin.replay_cost
-        scale, keep = 1.0 if step is None else step, not last and self._exact
-        collected = self._collector(lin, wish.direct, scale, keep=keep)
+
+        def collector(at: Linearization) -> Directions:
+            return Directions(
+                graph,
+                self.layers,
+                at,
+                self.config,
+                length=self.radius,
+                scale=1.0 if step is None else step,
+                direct=wish.direct,
+                spaces=self.spaces,
+                keep=not last and self._exact,
+            )
+
+        collected = collector(lin)
         del lin
         while wish.v is not None and step is not None:
-            self.tangent = self.engine.choose(bits)
             try:
-                call = self.engine(self.graph, wish.v, step, collected, bits, replay_cost)
-                self.cost += call + FORWARD
+                self.cost += self.engine(graph, wish.v, step, collected, bits, replay_cost)
+                self.cost += net.FORWARD
+                self.tangent = self.engine.choose(bits)
                 break
-            except TangentUnavailable:
+            except net.TangentUnavailable:
                 if not self.engine.give_up(bits):
                     raise
                 if collected.begun:  # sites were freed on the way
-                    collected = self._collector(
-                        self.graph.linearize(), wish.direct, scale, keep=keep
-                    )
-                    self.cost += GRADIENT
-        self.tangent = self.engine.choose(bits) if self.tangent else ""
+                    collected = collector(graph.linearize())
+                    self.cost += net.GRADIENT
         collected.finish()
         self.spaces, self.found = collected.spaces, collected.found
-        self.cost += collected.work / self._gradient_work
+        one = sum(6.0 * layer.block.layout.size * layer.samples for layer in self.layers)
+        self.cost += collected.work / max(1.0, one)  # in operations of one gradient
         return bool(sparse)
 
-    def _collector(
-        self, lin: Linearization, direct: Dense | None, scale: Array | float, *, keep: bool
-    ) -> Directions:
-        """Return what collects the directions at a linearization."""
-        return Directions(
-            self.graph,
-            self.layers,
-            lin,
-            self.config,
-            length=self.radius,
-            scale=scale,
-            direct=direct,
-            spaces=self.spaces,
-            keep=keep,
-        )
-
     def _relative(self, v: Vector) -> Array:
-        """Return ``||w|| / ||v||``, 0-d."""
+        """Return ``||w|| / ||v||``, 0-d; the norm of the first gradient is known already."""
         if self.scale is None:
-            self.scale = joined([self.norms(i) for i, a in enumerate(v) if a is not None])
-        known_size = self._grad_norm if self.objective == "grad_norm" else None
-        return self.scale / positive(length(v) if known_size is None else known_size)
+            self.scale = ar.joined([self.norms(i) for i, a in enumerate(v) if a is not None])
+        size = self._grad_norm if self.objective == "grad_norm" else None
+        self._grad_norm = None
+        return self.scale / ar.positive(ar.joint_norm(v) if size is None else size)
 
     def _step(self) -> Iterator[Change]:
         """Yield the changes of a step, one layer at a time."""
@@ -315,35 +277,28 @@ class _Run:
             found[i] = self.found[b] = replace(found[i], delta=None, sample=())
             yield from changes
 
-    def _still(self, before: Look) -> Array:
-        """Whether no weight has moved, 0-d bool."""
-        lengths = [moved.length for moved in self.moved.values()]
-        xp = namespace(before.loss)
-        if not lengths:
-            return xp.zeros_like(before.loss) == 0
-        return xp.all(xp.stack(lengths) == 0)
-
     def _judged(self, before: Look) -> tuple[Look, Any, Array]:
         """Return the point that is reached, its gradient, and why it is refused (0-d code).
 
         A move that went too far is tried once more, shorter.
         """
-        graph, config = self.graph, self.config
+        graph = self.graph
         after, gradient, code = self._looked(before)
-        self.cost += GRADIENT + after.cost
-        share = judge.shorter(before, after, code, config)
+        self.cost += net.GRADIENT + after.cost
+        share = judge.shorter(before, after, code, self.config)
+        if ar.known(share == 0):
+            return after, gradient, code
+        xp = ar.namespace(share)
 
         def again(_: Any) -> Any:
             graph.keep(share)
             return (*self._looked(before), share)
 
-        values = (after, gradient, code, namespace(share).ones_like(share))
-        if known(share == 0):
-            return after, gradient, code
+        values = (after, gradient, code, xp.ones_like(share))
         after, gradient, code, kept = graph.when(share > 0, again, values)
-        tried = namespace(share).astype(share > 0, share.dtype)
-        self.cost = self.cost + plain(tried) * (GRADIENT + after.cost)
-        self.radius = self.radius * plain(kept)
+        tried = xp.astype(share > 0, share.dtype)
+        self.cost = self.cost + ar.plain(tried) * (net.GRADIENT + after.cost)
+        self.radius = self.radius * ar.plain(kept)
         self.moved = {b: moved.shortened(kept) for b, moved in self.moved.items()}
         return after, gradient, code
 
@@ -358,26 +313,27 @@ class _Run:
         self, start: float, before: Look, after: Look, cause: Array, first: Any, last: Any
     ) -> Outcome:
         """Keep or undo the move, and say so."""
-        xp = namespace(cause)
         accepted = ~self.graph.collective.agree(cause != 0)
-        fits = accepted if traced(cause) else bool(accepted)
-        share = xp.astype(accepted, before.grad_norm.dtype) if traced(cause) else float(fits)
+        if ar.traced(cause):
+            share = ar.namespace(cause).astype(accepted, before.grad_norm.dtype)
+        else:
+            accepted, share = bool(accepted), float(accepted)
         self.graph.keep(share)
         report = TeleportReport(
-            loss_before=plain(before.loss),
-            loss_after=plain(after.loss),
-            guard_before=None if before.guard is None else plain(before.guard),
-            guard_after=None if after.guard is None else plain(after.guard),
-            grad_norm_before=plain(before.grad_norm),
-            grad_norm_after=plain(after.grad_norm),
+            loss_before=ar.plain(before.loss),
+            loss_after=ar.plain(after.loss),
+            guard_before=ar.plain(before.guard),
+            guard_after=ar.plain(after.guard),
+            grad_norm_before=ar.plain(before.grad_norm),
+            grad_norm_after=ar.plain(after.grad_norm),
             radius=self.radius,
-            cause=plain(cause),
-            seconds=0.0 if traced(before.loss) else time.perf_counter() - start,
+            cause=ar.plain(cause),
+            seconds=0.0 if ar.traced(before.loss) else time.perf_counter() - start,
             cost=self.cost,
             tangent=self.tangent,
-            layers=self.layer_reports(plain(share)),
+            layers=self.layer_reports(ar.plain(share)),
         )
-        return Outcome(report, _either(fits, last, first))
+        return Outcome(report, _either(accepted, last, first))
 
     @property
     def _armijo(self) -> bool:
@@ -392,12 +348,6 @@ class _Run:
         """Whether no layer gives up any of its output, so that activations stay."""
         return all(layer.exact for layer in self.layers)
 
-    @property
-    def _gradient_work(self) -> float:
-        """Floating-point operations of one gradient over the layers."""
-        sizes = (6.0 * layer.block.layout.size * layer.samples for layer in self.layers)
-        return max(1.0, sum(sizes))
-
     def layer_reports(self, kept: Array | float = 1.0) -> list[LayerReport]:
         """Return one report per weight that is used by a linear map; ``kept`` is 0 if undone."""
         seen = [self._report(b, kept) for b in self.found]
@@ -406,29 +356,25 @@ class _Run:
 
     def _report(self, b: int, kept: Array | float) -> LayerReport:
         """Return what happened to a layer."""
-        layer, found = self.layers[b], self.found[b]
-        block, xp, zero = layer.block, namespace(layer.weight_norm), 0 * layer.weight_norm
-        moved, output = self.moved.get(b), positive(layer.output_norm)
-        tests: list[tuple[IntEnum, Array]] = [
-            (Hold.HIDDEN, layer.hidden),
-            (Hold.EMPTY, found.empty),
-        ]
-        tests += list(found.obstacles().items())
-        if moved is not None:
-            tests.append((Hold.SHORT, moved.length == 0))
-        moved = moved or Moved(*[zero] * 6)
-        hold = judge.first(tests)
+        layer, found, moved = self.layers[b], self.found[b], self.moved.get(b)
+        block, output = layer.block, ar.positive(layer.output_norm)
+        tests = found.obstacles(layer)
+        if moved is None:
+            moved = Moved(*[0 * layer.weight_norm] * 6)
+        else:
+            tests[Hold.SHORT] = moved.length == 0
+        xp, hold = ar.namespace(layer.weight_norm), judge.first(tests)
         return LayerReport(
             name=block.name,
             kind=layer.kind,
             in_features=block.features,
             samples=layer.samples,
-            rank=plain(prod(n for n, _ in block.layout.stack) * block.features - found.free),
-            null_dim=plain(found.free),
-            moved=plain(kept * moved.length / positive(layer.weight_norm)),
-            output_change_bound=plain(kept * moved.certificate / output),
-            output_change=plain(kept * moved.measured / output),
-            hold=plain(xp.where(moved.length > 0, xp.zeros_like(hold), hold)),
+            rank=ar.plain(prod(n for n, _ in block.layout.stack) * block.features - found.free),
+            null_dim=ar.plain(found.free),
+            moved=ar.plain(kept * moved.length / ar.positive(layer.weight_norm)),
+            output_change_bound=ar.plain(kept * moved.certificate / output),
+            output_change=ar.plain(kept * moved.measured / output),
+            hold=ar.plain(xp.where(moved.length > 0, xp.zeros_like(hold), hold)),
         )
 
 
@@ -436,7 +382,7 @@ def _either(accepted: Array | bool, after: Any, before: Any) -> Any:
     """Return the loss and gradient after a move where it is ``accepted``, else those before."""
     if isinstance(accepted, bool) or after is None or before is None:
         return after if accepted is True else before
-    xp = namespace(accepted)
+    xp = ar.namespace(accepted)
     (new, news), (old, olds) = after, before
     pairs = zip(news, olds, strict=True)
     gradients = [b if a is None or b is None else xp.where(accepted, a, b) for a, b in pairs]

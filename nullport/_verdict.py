@@ -19,13 +19,12 @@ Everything is a 0-d array, so that a verdict can be traced.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from enum import IntEnum
 from typing import NamedTuple
 
-from nullport._arrays import Array, Vector, densified, inner, known, length, namespace
+from nullport import _arrays as ar
+from nullport._arrays import Array, Vector
 from nullport._config import TeleportConfig
-from nullport._report import Cause
+from nullport._report import Cause, Code
 from nullport.network import FORWARD, LayerGraph
 
 ARMIJO = 0.5
@@ -60,7 +59,7 @@ class Look(NamedTuple):
     def overshoots(self) -> Array:
         """Whether the optimizer's own step violates the Armijo condition here, 0-d bool."""
         if self.stepped is None or self.promised is None:
-            return namespace(self.loss).zeros_like(self.loss) > 0
+            return ar.namespace(self.loss).zeros_like(self.loss) > 0
         return ~(self.loss - self.stepped >= ARMIJO * self.promised)
 
     @property
@@ -72,23 +71,16 @@ class Look(NamedTuple):
 def look(
     graph: LayerGraph, loss: Array, gradients: Vector, *, armijo: bool, screen: bool = False
 ) -> Look:
-    """Measure a point.
+    """Measure the point at which a graph is; with ``armijo`` by the optimizer's step too, if known.
 
-    Args:
-        graph: The network, at that point.
-        loss: Loss of the captured batch there.
-        gradients: Its gradient.
-        armijo: Whether to take the Armijo test on the captured batch, if the optimizer is known.
-        screen: Stop after a failed Armijo test: the point is not worth a teleport.
+    ``screen`` stops after a failed Armijo test: the point is not worth a teleport.
     """
-    found, mean = Look(loss, length(gradients)), graph.collective.mean
-    step = None
-    if graph.has_optimizer:
-        step = graph.optimizer_step(densified(gradients))
+    found, mean = Look(loss, ar.joint_norm(gradients)), graph.collective.mean
+    step = graph.optimizer_step([ar.dense(g) for g in gradients]) if graph.has_optimizer else None
     if armijo and step is not None:
         stepped = mean(graph.loss("batch", step))
-        found = found._replace(stepped=stepped, promised=inner(gradients, step))
-        if screen and known(found.overshoots()):
+        found = found._replace(stepped=stepped, promised=ar.inner(gradients, step))
+        if screen and ar.known(found.overshoots()):
             return found
     if "guard" in graph.batches:
         found = found._replace(guard=mean(graph.loss("guard", step)))
@@ -98,30 +90,25 @@ def look(
 def verdict(before: Look, after: Look, config: TeleportConfig, *, optimizer: bool) -> Array:
     """Return why a move is refused, a code of :class:`Cause` as a 0-d integer array.
 
-    Args:
-        before: The point before the move.
-        after: The point after it.
-        config: Settings.
-        optimizer: Whether the optimizer's step is known, and part of both.
+    ``optimizer`` says whether the optimizer's step is part of both looks.
     """
-    xp, limit = namespace(after.loss), config.max_loss_change
-    tests: list[tuple[IntEnum, Array]] = [
-        (Cause.LOSS, _rises(before.loss, after.loss, limit)),
-        (Cause.GRADIENT, ~xp.isfinite(after.grad_norm)),
-    ]
+    xp, limit = ar.namespace(after.loss), config.max_loss_change
+    tests: dict[Code, Array] = {
+        Cause.LOSS: _rises(before.loss, after.loss, limit),
+        Cause.GRADIENT: ~xp.isfinite(after.grad_norm),
+    }
     if not optimizer:
-        tests.append((Cause.GAIN, after.grad_norm > config.max_gain * before.grad_norm))
-    tests.append((Cause.ARMIJO, after.overshoots()))
+        tests[Cause.GAIN] = after.grad_norm > config.max_gain * before.grad_norm
+    tests[Cause.ARMIJO] = after.overshoots()
     if before.guard is not None and after.guard is not None:
         fell = after.guard < before.guard
-        failed = ~fell if optimizer else _rises(before.guard, after.guard, limit)
-        tests.append((Cause.GUARD, failed))
+        tests[Cause.GUARD] = ~fell if optimizer else _rises(before.guard, after.guard, limit)
     return first(tests)
 
 
 def shorter(before: Look, after: Look, code: Array, config: TeleportConfig) -> Array:
     """Return at which share of its length a refused move is tried again, 0-d; 0 for not at all."""
-    xp = namespace(after.grad_norm)
+    xp = ar.namespace(after.grad_norm)
     growth = after.grad_norm / xp.where(before.grad_norm > 0, before.grad_norm, after.grad_norm)
     allowed = xp.log(xp.full_like(growth, config.max_gain))
     grown = xp.log(xp.where(growth > 1.01, growth, xp.full_like(growth, 1.01)))
@@ -129,19 +116,20 @@ def shorter(before: Look, after: Look, code: Array, config: TeleportConfig) -> A
     share = xp.where(xp.isfinite(share), share, xp.zeros_like(share))
     share = xp.clip(share, SHORTEST, SHORTER)
     share = xp.where(code == int(Cause.GAIN), share, xp.full_like(share, SHORTER))
-    worth = first([(cause, code == int(cause)) for cause in TOO_FAR]) > 0
+    worth = first({cause: code == int(cause) for cause in TOO_FAR}) > 0
     return xp.where(worth, share, xp.zeros_like(share))
 
 
-def first(tests: Sequence[tuple[IntEnum, Array]]) -> Array:
+def first(tests: dict[Code, Array]) -> Array:
     """Return the code of the first test that failed (0-d bool each), or 0: a 0-d array."""
-    xp = namespace(tests[0][1])
-    code = xp.zeros_like(tests[0][1], dtype=xp.int32)
-    for cause, failed in reversed(tests):
+    failed = next(iter(tests.values()))
+    xp = ar.namespace(failed)
+    code = xp.zeros_like(failed, dtype=xp.int32)
+    for cause, failed in reversed(tests.items()):
         code = xp.where(failed, xp.full_like(code, int(cause)), code)
     return code
 
 
 def _rises(old: Array, new: Array, limit: float) -> Array:
     """Whether a loss rose by more than ``limit`` of its value, or is no number; 0-d bool."""
-    return ~(new - old <= limit * namespace(old).abs(old))
+    return ~(new - old <= limit * ar.namespace(old).abs(old))

@@ -4,8 +4,8 @@ An adapter wraps a network, a loss and a batch as a :class:`LayerGraph`; :func:`
 does the rest. Data flows one way: the adapter captures, the core decides, the adapter moves.
 
 - A *site* is one use of a weight by a linear map on rows: :class:`DenseSite` where inputs and
-  cotangents are matrices, :class:`GradientSite` where only the gradient of the weight is known, or
-  any class with the methods of :class:`Site`, such as a convolution on patches.
+  cotangents are matrices, or any class with the methods of :class:`Site`, such as a convolution on
+  patches, or a use of which only the gradient of the weight is known.
 - A :class:`Use` says which :class:`Parameter` a site uses, and by which :class:`Layout`. A use that
   is no linear map has a reason instead of a site: the parameter then stays where it is.
 - A :class:`Linearization` is one gradient with all sites and uses; a :class:`Change` is what is to
@@ -29,72 +29,20 @@ from nullport._arrays import (
     LowRank,
     Matrix,
     Vector,
-    combine,
     dense,
-    densified,
-    inner,
-    joint_norm,
-    known,
     namespace,
     norm,
-    place,
-    plain,
     scaled,
-    traced,
     widen,
 )
-from nullport._sites import (
-    Axes,
-    DenseSite,
-    GradientSite,
-    Layout,
-    Site,
-    layer_input,
-    matrix,
-)
+from nullport._sites import Axes, DenseSite, Layout, Site, matrix
 
 __all__ = [
-    "BACKWARD",
-    "FORWARD",
-    "GRADIENT",
-    "MISMATCH",
-    "Array",
-    "Axes",
-    "Change",
-    "Collective",
-    "Dense",
-    "DenseSite",
-    "FunctionalGraph",
-    "GradientSite",
-    "LayerGraph",
-    "Layout",
-    "Linearization",
-    "LowRank",
-    "Matrix",
-    "Parameter",
-    "Receive",
-    "Site",
-    "TangentUnavailable",
-    "Use",
-    "Vector",
-    "combine",
-    "dense",
-    "densified",
-    "factored",
-    "inner",
-    "joint_norm",
-    "known",
-    "layer_input",
-    "matrix",
-    "namespace",
-    "norm",
-    "place",
-    "plain",
-    "scaled",
-    "shifted",
-    "traced",
-    "widen",
-]
+    "BACKWARD", "FORWARD", "GRADIENT", "MISMATCH", "Array", "Axes", "Change", "Collective", "Dense",
+    "DenseSite", "FunctionalGraph", "LayerGraph", "Layout", "Linearization", "LowRank", "Matrix",
+    "Parameter", "Receive", "Site", "TangentUnavailable", "Use", "Vector", "dense", "factored",
+    "matrix", "namespace", "norm", "scaled", "shifted", "widen",
+]  # fmt: skip
 
 FORWARD, BACKWARD, GRADIENT = 1 / 3, 2 / 3, 1.0
 """Compute in gradients of the captured batch. Of the three products per layer, one is forward."""
@@ -294,7 +242,7 @@ class LayerGraph(ABC):
             msg = f"this network knows no gradient of the batch {batch!r} at shifted weights"
             raise ValueError(msg)
         lin = self.linearize()
-        return lin.loss, densified(lin.gradients)
+        return lin.loss, [dense(g) for g in lin.gradients]
 
     def jvp(self, v: Dense, receive: Receive) -> None:
         """Hand over the tangent of every site's inputs along ``v`` by forward-mode AD.

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from nullport.network import Array, Dense, Receive, TangentUnavailable, layer_input
-from nullport_arrays._sites import Sites
+from nullport.network import Array, Dense, Receive, TangentUnavailable
+from nullport_arrays._sites import Sites, layer_input
 
 Batch = tuple[Any, Any]
 LossPair = Callable[[Any, Any], tuple[Any, Any]]

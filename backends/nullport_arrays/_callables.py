@@ -7,7 +7,7 @@
 
 Tangents of the inputs come from one more call of ``inputs``, at shifted weights. With gradients
 alone, the gradient is differentiated as a whole instead, by one more call of ``gradients``
-(:class:`nullport.network.GradientSite`).
+(:class:`GradientSite`).
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nullport.network import FORWARD, GRADIENT, Array, Dense, Linearization, Parameter, layer_input
+from nullport.network import FORWARD, GRADIENT, Array, Dense, Linearization, Parameter
 from nullport_arrays import _elements
 from nullport_arrays._batches import NoForwardMode
 from nullport_arrays._graph import ArrayGraph
 from nullport_arrays._named import Named, Names
 from nullport_arrays._scalar import as_loss, describe
-from nullport_arrays._sites import Sites
+from nullport_arrays._sites import Sites, layer_input
 
 Function = Callable[[Any], Named]
 Flat = Callable[[Sequence[Array]], list[Any]]

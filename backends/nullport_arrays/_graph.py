@@ -17,17 +17,16 @@ from nullport.network import (
     Array,
     Dense,
     FunctionalGraph,
-    GradientSite,
     Linearization,
     Parameter,
     Receive,
     Site,
     Vector,
-    densified,
-    layer_input,
+    dense,
     namespace,
     shifted,
 )
+from nullport_arrays._sites import GradientSite, layer_input
 
 Steps = Callable[[Dense], Dense]
 """Takes the gradients, one per weight, and returns what the optimizer would subtract next."""
@@ -184,7 +183,7 @@ class ArrayGraph(FunctionalGraph):
         if self._optimizer_step is None:
             msg = "this objective reads the optimizer's step: pass optimizer_step="
             raise ValueError(msg)
-        steps = densified(self._optimizer_step(gradients))
+        steps = [dense(a) for a in self._optimizer_step(gradients)]
         if len(steps) != len(self._weights):
             msg = f"optimizer_step returned {len(steps)} arrays for {len(self._weights)} weights"
             raise ValueError(msg)
@@ -208,4 +207,4 @@ class ArrayGraph(FunctionalGraph):
 
 def _rows(site: Site) -> Array | None:
     """Return the input of a layer that is known by its gradient, else None."""
-    return site.rows_held if isinstance(site, GradientSite) else None
+    return layer_input(site) if isinstance(site, GradientSite) else None

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from math import prod
 
 from nullport.network import (
     MISMATCH,
     Array,
     DenseSite,
-    GradientSite,
     Layout,
     Parameter,
     Site,
@@ -19,6 +19,71 @@ from nullport.network import (
     widen,
 )
 from nullport_arrays import _elements
+
+
+@dataclass(frozen=True)
+class GradientSite:
+    """One use of a weight, known by its input and by the gradient of the weight as a whole.
+
+    A hand-written backward pass often returns ``g_W = delta^T X`` and nothing else. Its derivative
+    along ``v`` is ``deltadot^T X + delta^T Xdot``, of which the projection onto the exact null
+    space of ``X`` keeps ``(delta^T Xdot) P``. So such a site hands its gradient over in the place
+    of its inputs: its tangent is the difference of two gradients. The constant input of a bias
+    would need the bias's gradient as one more column; biases therefore stay where they are. A
+    smooth gain keeps some of ``deltadot^T X``: the whole gradient of the objective is projected.
+
+    Attributes:
+        kind: Name of the operation.
+        held: ``X``, as a site of a plain product.
+        inputs: ``delta^T X``, shape (..., out, in), which stands in for the inputs.
+    """
+
+    kind: str
+    held: DenseSite
+    inputs: Array
+
+    @property
+    def output_norm(self) -> Array:
+        """Frobenius norm of ``X W^T``, 0-d."""
+        return self.held.output_norm
+
+    @property
+    def samples(self) -> int:
+        """Number of rows of ``X``."""
+        return self.held.samples
+
+    @property
+    def cotangent(self) -> Array:
+        """The gradient: not None, since the loss depends on this use."""
+        return self.inputs
+
+    def rows(self, every: int = 1) -> Iterator[Array]:
+        """Yield ``X``, or one row in ``every``, in one piece."""
+        return self.held.rows(every)
+
+    def apply(self, weight: Array, bias: Array | None = None) -> Array:
+        """Return ``X weight^T + bias``, shape (..., samples, out)."""
+        return self.held.apply(weight, bias)
+
+    def weight_gradient(self, inputs: Array, probe: Array | None = None) -> Array:
+        """Return ``inputs``, shape (..., out, in), or contracted to (..., 1, in) with ``probe``."""
+        if probe is None:
+            return inputs
+        return (namespace(inputs).matrix_transpose(inputs) @ probe)[..., None, :]
+
+    def bias_gradient(self) -> Array:
+        """Not known.
+
+        Raises:
+            ValueError: Always.
+        """
+        msg = "a site that is known by its gradient has no cotangent to sum over"
+        raise ValueError(msg)
+
+
+def layer_input(site: Site) -> Array:
+    """Return the input of the layer itself, which a :class:`GradientSite` keeps apart."""
+    return site.held.inputs if isinstance(site, GradientSite) else site.inputs
 
 
 class Sites:
@@ -100,7 +165,8 @@ class Sites:
         self.uses.append(Use(index, len(self.sites), "weight", layouts[0]))
         if bias is not None:
             self.uses.append(Use(bias, role="bias", reason="a layer known by its gradient"))
-        self.sites.append(GradientSite(kind, rows, held, _output_norm(rows, matrix)))
+        plain = DenseSite(kind, rows, None, _output_norm(rows, matrix))
+        self.sites.append(GradientSite(kind, plain, held))
 
     def other(self, index: int, reason: str) -> None:
         """Note a use of parameter ``index`` that is something else."""

@@ -2,7 +2,7 @@
 
 A node of a model computes ``Y = act(X W^T + b)``, activation included, and its callback returns
 ``dX`` and adds to the gradients. So what is known of a weight is its input and its gradient
-(:class:`nullport.network.GradientSite`). For the time of a pass every node serves shifted
+(:class:`GradientSite`). For the time of a pass every node serves shifted
 parameters and collects gradients of its own, in a parameter server that is thrown away afterwards.
 """
 

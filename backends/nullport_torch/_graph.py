@@ -25,7 +25,6 @@ from nullport.network import (
     TangentUnavailable,
     Use,
     Vector,
-    densified,
     factored,
 )
 from nullport_torch._ambient import Ambient, dense
@@ -246,7 +245,8 @@ class TorchGraph(LayerGraph):
         """Run the forward pass at ``w + step v``."""
         scale = float(step)
         if self._in_place:  # a pass that takes gradients has to see the parameters themselves
-            with self._weights.shifted(densified(v), scale, self._live):
+            whole = [a.dense() if isinstance(a, LowRank) else a for a in v]
+            with self._weights.shifted(whole, scale, self._live):
                 self._watch(None, lambda index, inputs: receive(index, inputs.detach()))
             return
         added = {i: a for i, a in enumerate(v) if isinstance(a, LowRank)}, scale

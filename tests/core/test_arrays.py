@@ -156,7 +156,7 @@ def test_vectors_with_gaps(xp: Any) -> None:
     assert float(arrays.inner(one, two)) == pytest.approx(np.sum(a * b) + np.sum(formed * c))
     assert float(arrays.inner(two, one)) == pytest.approx(float(arrays.inner(one, two)))
     length = np.sqrt(np.sum(a**2) + np.sum(formed**2))
-    assert float(arrays.length(one)) == pytest.approx(length)
+    assert float(arrays.joint_norm(one)) == pytest.approx(length)
     for factor in (-2.0, xp.asarray(-2.0)):
         found = arrays.combine(one, factor, two)
         assert found[1] is None

@@ -11,9 +11,11 @@ from helpers.dense import null_projector, to_numpy, with_ones
 from helpers.mlp_graph import ForwardMLPGraph, MLPGraph, numbers, unmoved
 
 from nullport import Engine, TeleportConfig, teleport
+from nullport._capture import Block, Layer
 from nullport._report import Cause, Hold
 from nullport._step import Found, Moved, radius_of
 from nullport._verdict import MARGIN
+from nullport.network import matrix
 
 FORWARD = KERNEL = 1 / 3
 
@@ -167,16 +169,20 @@ def test_an_exact_null_space_is_used_where_there_is_one() -> None:
 def test_why_a_layer_cannot_follow_its_direction() -> None:
     one = np.asarray(1.0)
     good = Found(np.asarray(3), one < 0, one, np.ones((2, 2)), one, one, one, one)
+    block = Block("w", 0, matrix((), 2, 2), (0,))
+    layer = Layer(block, "dense", 1, one < 0, one, one, False, True, 0.0)
     ends = {
+        Hold.EMPTY: replace(good, empty=one > 0),
         Hold.STILL: replace(good, size=0 * one),
         Hold.BROKEN: replace(good, size=one * np.nan),
         Hold.SPANNED: replace(good, share=one * 1e-14),
     }
-    assert not any(good.obstacles().values())
+    assert not any(good.obstacles(layer).values())
+    assert good.obstacles(replace(layer, hidden=one > 0))[Hold.HIDDEN]
     for hold, found in ends.items():
-        assert [h for h, held in found.obstacles().items() if held] == [hold]
+        assert [h for h, held in found.obstacles(layer).items() if held] == [hold]
     bound = replace(good, bound=one * np.inf)
-    assert bound.obstacles()[Hold.BROKEN], "what has no certificate does not move"
+    assert bound.obstacles(layer)[Hold.BROKEN], "what has no certificate does not move"
 
 
 def test_steps_add_up_and_a_share_is_stored_once_more() -> None:

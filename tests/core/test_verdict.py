@@ -78,11 +78,11 @@ def test_the_first_of_several_causes_is_named(xp: Any) -> None:
     worst = _look(9.0, np.inf, stepped=NAN, promised=1.0, guard=9.0)
     assert int(verdict(_look(guard=1.0), worst, CONFIG, optimizer=False)) == Cause.LOSS
     no, yes = xp.asarray(False), xp.asarray(True)
-    code = first([(Cause.LOSS, no), (Cause.GAIN, yes), (Cause.GUARD, yes)])
+    code = first({Cause.LOSS: no, Cause.GAIN: yes, Cause.GUARD: yes})
     assert int(code) == Cause.GAIN
     assert code.dtype == xp.int32
     assert type(code) is type(no)
-    assert int(first([(Cause.LOSS, no)])) == 0
+    assert int(first({Cause.LOSS: no})) == 0
 
 
 def test_the_allowed_rise_is_relative_to_the_loss() -> None:

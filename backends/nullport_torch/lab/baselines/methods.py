@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nullport import TeleportConfig, TeleportReport
+from nullport.lab.reports import report_of_another
 from nullport_torch.lab.baselines import NAMES, controls, level_set, literal, symmetry
 from nullport_torch.lab.baselines.chains import slope_of
 from nullport_torch.lab.baselines.problem import Problem
@@ -136,9 +137,7 @@ def apply(
         after, accepted = moved(problem, move, given)
     before = math.nan if problem.first is None else float(problem.first)
     seconds = time.perf_counter() - start
-    report = TeleportReport.of_another(
-        problem.spent, seconds, losses=(before, after), accepted=accepted
-    )
+    report = report_of_another(problem.spent, seconds, losses=(before, after), accepted=accepted)
     return Outcome(report)
 
 
@@ -161,7 +160,7 @@ def matched(problem: Problem, options: Mapping[str, Any], start: float) -> Outco
     found = controls.trial(problem, **options)
     norms = float(found.grad_norm_before), float(found.grad_norm_after)
     kept = bool(found.accepted)
-    report = TeleportReport.of_another(
+    report = report_of_another(
         problem.spent,
         time.perf_counter() - start,
         losses=(float(found.loss_before), float(found.loss_before)),
