@@ -69,10 +69,14 @@ def teleport(
     trained = None if optimizer is None else Optimizers(optimizer, model, clip)
     graph = TorchGraph(model, closure, guard, others=others, optimizer=trained, frozen=frozen)
     try:
-        return core.teleport(graph, config, engine=engine)
+        report = core.teleport(graph, config, engine=engine)
+        if report.loss_after > report.loss_before and not report.accepted:
+            with graph.exact():  # is it the move that has changed the loss?
+                graph.repeat(report.loss_before)
     except BaseException:
         graph.abandon()
         raise
+    return report
 
 
 def inspect(

@@ -46,6 +46,9 @@ from nullport_torch._seen import Seen, site_of
 from nullport_torch._transaction import Transaction
 from nullport_torch._weights import Weights, strided
 
+REPEATS = 1e-3
+"""Relative difference by which a loss may differ when it is computed again: that of rounding."""
+
 
 class TorchGraph(LayerGraph):
     """The network that ``closure`` evaluates, with the parameters of ``model``."""
@@ -63,6 +66,7 @@ class TorchGraph(LayerGraph):
         frozen: Iterable[object] = (),
         keep: bool = False,
         distinct: bool = False,
+        twice: bool = False,
     ) -> None:
         """Wrap a model, the closures over it, and the optimizers that train it.
 
@@ -76,6 +80,7 @@ class TorchGraph(LayerGraph):
                 closures are seen to read.
             keep: Whether the gradient at the weights that are settled on may be handed over.
             distinct: Whether ``guard`` and ``others`` must not be the captured batch.
+            twice: Whether to make sure that the loss is the same when it is computed again.
         """
         if torch.is_inference_mode_enabled():
             msg = "teleports need gradients: call them outside torch.inference_mode()"
@@ -98,6 +103,7 @@ class TorchGraph(LayerGraph):
         # The core frees inputs as it goes; what is left of them here is their shape.
         self._inputs: list[tuple[torch.Size, weakref.ref[Tensor]]] = []
         self._half = self._in_place = False
+        self._twice = twice
         self._retained: tuple[Tensor, list[Seen], list[Use]] | None = None
         self._unseen: list[int] = []
         self._copies: dict[object, Tensor] = {}
@@ -182,7 +188,23 @@ class TorchGraph(LayerGraph):
             self._half = any(seen.half for seen in recorder.seen)
             how = {"again": again and still, "checked": checked, "reused": False}
             with _naming_nested():
-                return self._backward(loss, recorder.seen, recorder.uses, **how)
+                found = self._backward(loss, recorder.seen, recorder.uses, **how)
+        if self._twice:
+            self.repeat(found.loss)
+        return found
+
+    def repeat(self, loss: Tensor | float) -> None:
+        """Make sure that the loss of the captured batch is the same again, at the same weights.
+
+        Raises:
+            ClosureChanged: If it is not.
+        """
+        self._twice = False
+        again = float(self._passes.value("batch"))
+        tolerance = REPEATS ** (0.5 if self._half else 1.0)
+        if abs(again - float(loss)) > tolerance * abs(float(loss)):
+            how = f"its loss was {float(loss):.6g}, then {again:.6g} at the same weights"
+            raise ClosureChanged(how)
 
     def gradient(
         self, batch: str = "batch", shift: Dense | None = None

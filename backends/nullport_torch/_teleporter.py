@@ -213,6 +213,7 @@ class Teleporter(nullport.Teleporter):
             frozen=self._frozen,
             keep=True,
             distinct=kept and self._opaque,
+            twice=not self.history,
         )
         return self._last_graph
 

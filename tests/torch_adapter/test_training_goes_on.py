@@ -333,6 +333,24 @@ def test_two_threads_that_draw_get_through() -> None:
     assert results == ["through", "through"]
 
 
+def test_a_loss_that_is_not_the_same_again_is_told_of() -> None:
+    """Noise that no random state gives away, beyond what the first layer sees."""
+    model = network()
+    x, noise = torch.randn(4, 8), iter(torch.linspace(0, 1, 1000))
+
+    def loss() -> Tensor:
+        return model(x).square().mean() + next(noise)
+
+    with pytest.raises(ValueError, match=r"its loss was .*, then .* at the same weights"):
+        teleport(model, loss)
+    teleporter = Teleporter(model, every=1)
+    teleporter.maybe_step(loss)
+    with pytest.warns(UserWarning, match="no teleport: .* at the same weights"):
+        assert teleporter.maybe_step(loss) is None
+    constant = model(x).square().mean().item()
+    assert teleport(model, lambda: model(x).square().mean()).loss_before == pytest.approx(constant)
+
+
 def _draw() -> None:
     """Draw in another thread."""
     thread = threading.Thread(target=lambda: (torch.rand(()), random.random()))

@@ -11,7 +11,13 @@ from torch import Tensor
 from nullport_torch._teleporter import Teleporter
 
 if TYPE_CHECKING:
-    Base = Trainer = Any
+
+    class Base:
+        """What a trainer has, as far as types are concerned."""
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    class Trainer: ...
 else:
     from transformers import Trainer
 
@@ -21,7 +27,7 @@ FILE = "teleporter.pt"
 """Name of the state in a checkpoint's folder."""
 
 
-class TeleportMixin(Base):  # type: ignore[misc]
+class TeleportMixin(Base):
     """Adds teleports to a subclass of ``transformers.Trainer``.
 
         class MyTrainer(TeleportMixin, Trainer): ...
@@ -97,5 +103,5 @@ class TeleportMixin(Base):  # type: ignore[misc]
             self._saved = torch.load(path, map_location=self.args.device, weights_only=True)
 
 
-class TeleportingTrainer(TeleportMixin, Trainer):  # type: ignore[misc]
+class TeleportingTrainer(TeleportMixin, Trainer):
     """``transformers.Trainer`` with teleports; ``teleport={...}`` is what ``Teleporter`` takes."""
