@@ -1,4 +1,4 @@
-"""Teleports inside other people's training loops; each needs its library, and none is imported here.
+"""Teleports inside other people's training loops; no library is imported before it is needed.
 
 - ``LightningCallback``: a callback of Lightning's ``Trainer`` (``nullport[lightning]``).
 - ``TeleportMixin``, ``TeleportingTrainer``: for Hugging Face's ``Trainer``
