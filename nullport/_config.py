@@ -17,7 +17,15 @@ Gain = Callable[[Array], Array]
 shares of their sum, shape (..., k), and returns what is kept of a move along each, in [0, 1]."""
 
 ObjectiveName = Literal[
-    "auto", "grad_norm", "decrease", "look_ahead", "others", "sharpness", "weight_norm"
+    "auto",
+    "grad_norm",
+    "decrease",
+    "look_ahead",
+    "others",
+    "sharpness",
+    "weight_norm",
+    "amplify",
+    "renew",
 ]
 ProjectionName = Literal["budget", "threshold", "none"]
 TangentName = Literal["auto", "jvp", "fd"]
@@ -62,8 +70,14 @@ class TeleportConfig:
             ``"weight_norm"`` the norm of the weights.
             ``"others"`` is a control for experiments: other samples' loss after a step that is
             held still, so that nothing is gained through the gradient.
-            ``"auto"`` looks ahead where the optimizer and other samples are known, and else takes
-            ``"grad_norm"``.
+            ``"amplify"`` gives what the data does not see of each weight the scale that its layer
+            lacks, read from the cotangents; ``"renew"`` puts fresh entries of that scale there.
+            Both need no tangent, take one step of a length of their own, and are judged by the
+            loss alone; with ``"budget"`` their null space is that of the threshold 0.01.
+            ``"auto"`` is ``"grad_norm"`` where no optimizer or no other samples are known. In a
+            training loop that knows both, it amplifies where gradients vanish on their way down,
+            and else looks ahead, unless the optimizer divides by the size of the gradient. Under
+            ``jax.jit``, where nothing can be asked, it never amplifies.
         projection: How the null space is enforced. ``"budget"``: exact where there are clearly
             fewer samples than inputs, else the smooth gain that gains most while a layer's
             output changes by at most ``budget``. ``"threshold"`` (the paper): drops the leading
@@ -76,7 +90,8 @@ class TeleportConfig:
             samples, relative to its norm, in (0, 1].
         radius: Length of the move relative to each weight's norm, or ``"auto"``: 1.3 divided by
             the number of weights that may move, at most 0.3, for gains multiply with depth. It is
-            the same in ``teleport()`` and in ``Teleporter``.
+            the same in ``teleport()`` and in ``Teleporter``. ``"amplify"`` and ``"renew"`` have
+            lengths of their own, which a number bounds.
         max_gain: Largest accepted growth of the gradient norm, as a factor. It bounds moves that
             the optimizer's own step does not judge. A move that goes too far is tried once more,
             shorter, and undone if that fails too.

@@ -17,6 +17,16 @@ gradient, ``direct``:
   With ``u`` held still, ``v = -u`` and ``direct = grad L(w - u) - grad L(w)``.
 - ``weight_norm``: ``-||W||^2 / 2``, ``direct = W``; no tangent, and the length is that of the
   projection, ``W P``, with which it is exact.
+- ``amplify``: ``+||W||^2 / 2`` up to a length: ``W' = W + (s - 1) W P`` gives the part of a weight
+  that the data does not see the scale ``s`` that it lacks. ``renew`` puts fresh entries of that
+  scale in its place, ``W' = W + (R - W) P``. For networks that are stuck; what they lack is read
+  from a gradient. On its way down through a layer of the scale of He et al. (2015) a cotangent
+  keeps its norm, whatever the widths and whichever activation lies between. Where it shrinks,
+
+      s = ||delta_l|| / ||delta_{l-1}||,      delta_{l-1} that of the linear map before,
+
+  the weights are too small by that factor. Over many layers the factors multiply, until lower
+  layers get no gradient and there is no rate that suits both ends.
 
 The optimizer's step is read from the user's own optimizer, run on a copy of its state; its
 derivative is a difference of two such runs, symmetric for every elementwise rule.
@@ -24,15 +34,41 @@ derivative is a difference of two such runs, symmetric for every elementwise rul
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from math import prod
+from typing import TypeAlias
+
+import numpy as np
 
 from nullport import _arrays as ar
-from nullport._arrays import Array, Dense, Vector
-from nullport.network import GRADIENT, LayerGraph
+from nullport._arrays import Array, Collective, Dense, Vector
+from nullport._capture import Layer
+from nullport._config import Objective, TeleportConfig
+from nullport._report import VANISHED
+from nullport.network import GRADIENT, Change, LayerGraph, Site
 
 PROBE = 1e-2
 """Relative length of the difference that differentiates the optimizer's step."""
+
+SATURATES = 100.0
+"""Factor by which a gradient is lengthened to see whether an optimizer's step follows it."""
+
+RESCALING = ("amplify", "renew")
+"""Objectives with a length of their own, that no step of the optimizer judges."""
+
+UNSEEN = 0.01
+"""Share of a layer's input energy that the null space of these may hold. On a plateau the inputs of
+deep layers are nearly one direction, and this frees nearly all of a weight; the exact null space
+frees too little of it."""
+
+HEALTHY, MOST = 1.5, 16.0
+"""Shrinkage of a cotangent in one layer up to which its weights are left alone, and the largest
+factor by which they are made up for it."""
+
+UNBOUNDED = 1e30
+"""Growth of the gradient norm that they may cause: where it had vanished, any."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +78,19 @@ class Pull:
     Attributes:
         v: Direction of the tangent pass, one array per parameter; None for no tangent pass.
         direct: Gradient to subtract before projecting, or None.
-        whole: Whether the projected direction is itself the longest useful move.
+        whole: How often the projected direction of each layer is added at most, where it is itself
+            a move of the right length; None for a direction only.
         cost: Compute used to find it, in gradients.
     """
 
     v: Vector | None
     direct: Vector | None = None
-    whole: bool = False
+    whole: Sequence[Array] | None = None
     cost: float = 0.0
+
+
+Place: TypeAlias = "tuple[Sequence[Layer], Sequence[Site]]"
+"""The layers that may move, and all sites of the network."""
 
 
 def mean_gradient(graph: LayerGraph, batch: str, shift: Dense | None) -> tuple[Array, Dense]:
@@ -59,14 +100,14 @@ def mean_gradient(graph: LayerGraph, batch: str, shift: Dense | None) -> tuple[A
     return mean(loss), [mean(g) for g in gradients]
 
 
-def _decrease(graph: LayerGraph, gradients: Dense) -> Pull:
+def _decrease(graph: LayerGraph, gradients: Dense, at: Place) -> Pull:  # noqa: ARG001
     """Return ``v = D g``: the optimizer's step without what it would do at zero gradient."""
     zero = [None if g is None else ar.namespace(g).zeros_like(g) for g in gradients]
     step, drift = graph.optimizer_step(gradients), graph.optimizer_step(zero)
     return Pull(ar.combine(step, -1.0, drift))
 
 
-def _look_ahead(graph: LayerGraph, gradients: Dense) -> Pull:
+def _look_ahead(graph: LayerGraph, gradients: Dense, at: Place) -> Pull:  # noqa: ARG001
     step = graph.optimizer_step(gradients)
     _, direct = mean_gradient(graph, "others", step)
     probe = PROBE * ar.joint_norm(gradients) / ar.positive(ar.joint_norm(direct))
@@ -76,28 +117,55 @@ def _look_ahead(graph: LayerGraph, gradients: Dense) -> Pull:
     return Pull(v, direct, cost=GRADIENT)
 
 
-def _others(graph: LayerGraph, gradients: Dense) -> Pull:
+def _others(graph: LayerGraph, gradients: Dense, at: Place) -> Pull:  # noqa: ARG001
     step = graph.optimizer_step(gradients)
     return Pull(None, mean_gradient(graph, "others", step)[1], cost=GRADIENT)
 
 
-def _sharpness(graph: LayerGraph, gradients: Dense) -> Pull:
+def _sharpness(graph: LayerGraph, gradients: Dense, at: Place) -> Pull:  # noqa: ARG001
     step = graph.optimizer_step(gradients)
     _, after = mean_gradient(graph, "batch", step)
     direct = ar.combine(after, -1.0, gradients)
     return Pull([None if u is None else -u for u in step], direct, cost=GRADIENT)
 
 
-def _weight_norm(graph: LayerGraph, gradients: Dense) -> Pull:  # noqa: ARG001
-    return Pull(None, graph.weights(), whole=True)
+def _weight_norm(graph: LayerGraph, gradients: Dense, at: Place) -> Pull:  # noqa: ARG001
+    return Pull(None, graph.weights(), whole=[0 * x.weight_norm + 1 for x in at[0]])
 
 
-OBJECTIVES: dict[str, Callable[[LayerGraph, Dense], Pull]] = {  # but "grad_norm", which is v = g
+def _amplify(graph: LayerGraph, gradients: Dense, at: Place) -> Pull:  # noqa: ARG001
+    layers, sites = at
+    own = _lacking(layers, sites, graph.collective)
+    whole = [own_scale - 1 for own_scale in own]
+    return Pull(None, [-w for w in graph.weights()], whole=whole)
+
+
+def _renew(graph: LayerGraph, gradients: Dense, at: Place) -> Pull:  # noqa: ARG001
+    """Return ``direct = W - R``; entries of ``R`` have the size of those of ``W``, times ``s``."""
+    layers, sites = at
+    scales, left = _lacking(layers, sites, graph.collective), list(graph.weights())
+    for layer, s in zip(layers, scales, strict=True):
+        block, (index, layout) = layer.block, (layer.block.parameter, layer.block.layout)
+        own = ar.widen(graph.read(index, left[index], layout))
+        fresh = _normal(own, index) * (s * ar.norm(own) / prod(layout.shape) ** 0.5)
+        left[index] = Change(index, block.layout, -fresh).added_to(left[index])
+    return Pull(None, left, whole=[0 * s + 1 for s in scales])
+
+
+def _normal(like: Array, seed: int) -> Array:
+    """Return normal numbers in the shape of ``like``; no random state is touched."""
+    xp, found = ar.namespace(like), np.random.default_rng(seed).standard_normal(tuple(like.shape))
+    return xp.asarray(found, dtype=like.dtype, device=ar.place(like))
+
+
+OBJECTIVES: dict[str, Callable[[LayerGraph, Dense, Place], Pull]] = {  # grad_norm is v = g
     "decrease": _decrease,
     "look_ahead": _look_ahead,
     "others": _others,
     "sharpness": _sharpness,
     "weight_norm": _weight_norm,
+    "amplify": _amplify,
+    "renew": _renew,
 }
 
 JUDGED = ("look_ahead", "others")
@@ -108,11 +176,19 @@ def readable(objective: object, graph: LayerGraph) -> bool:
     """Whether a graph knows what an objective reads."""
     if objective in JUDGED and "others" not in graph.batches:
         return False
-    return graph.has_optimizer or objective in ("grad_norm", "weight_norm") or callable(objective)
+    return graph.has_optimizer or objective not in (*JUDGED, "decrease", "sharpness")
 
 
-def pull(objective: str | Callable[[Dense], Dense], graph: LayerGraph, gradients: Vector) -> Pull:
+def pull(
+    objective: str | Objective, graph: LayerGraph, gradients: Vector, at: Place = ((), ())
+) -> Pull:
     """Return what an objective, given by name or as a function from g to v, asks for.
+
+    Args:
+        objective: The objective.
+        graph: The network.
+        gradients: Its gradient, one entry per parameter.
+        at: The layers, and the sites of this gradient.
 
     Raises:
         ValueError: If the network lacks what the objective reads, or a custom objective does not
@@ -131,7 +207,7 @@ def pull(objective: str | Callable[[Dense], Dense], graph: LayerGraph, gradients
     if objective in JUDGED and graph.has_optimizer and "others" not in graph.batches:
         msg = f"the objective {objective!r} needs a batch of other samples: pass others="
         raise ValueError(msg)
-    return OBJECTIVES[objective](graph, formed)
+    return OBJECTIVES[objective](graph, formed, at)
 
 
 def _fault(v: object, gradients: Dense) -> str | None:
@@ -153,3 +229,110 @@ def _fault(v: object, gradients: Dense) -> str | None:
         if ar.known(~ar.namespace(mine).all(ar.namespace(mine).isfinite(mine))):
             return f"an array that is not finite (NaN or infinity) for parameter {index}"
     return None
+
+
+def cotangents(sites: Sequence[Site], together: Collective) -> list[Array]:
+    """Return the norm of the cotangent of each site, 0-d; that of the one before if it has none."""
+    norms: list[Array] = []
+    for site in sites:
+        if site.cotangent is None:  # nothing comes down through it
+            norms.append(norms[-1] if norms else 0 * site.output_norm)
+        else:
+            norms.append(together.norm(ar.norm(ar.widen(site.cotangent))))
+    return norms
+
+
+def shrinkage(sites: Sequence[Site], together: Collective) -> list[Array]:
+    """Return by how much the cotangent shrinks on its way down through each site, 0-d each.
+
+    Maps that share their inputs, as queries, keys and values do, count as one: what goes down
+    through them is their sum. It is 1 for the first, which has none before it.
+    """
+    squares = [x**2 for x in cotangents(sites, together)]
+    xp, before, total = ar.namespace(squares[0]), [0 * squares[0]], [squares[0]]
+    same = [_share_inputs(a, b) for a, b in pairwise(sites)]
+    for alike, square in zip(same, squares[1:], strict=True):
+        before.append(xp.where(alike, before[-1], total[-1]))
+        total.append(xp.where(alike, total[-1] + square, square))
+    for i in reversed(range(len(same))):  # those that came first have the sum of all, too
+        total[i] = xp.where(same[i], total[i + 1], total[i])
+    pairs = zip(total, before, strict=True)
+    return [xp.where(b > 0, (a / ar.positive(b)) ** 0.5, xp.ones_like(a)) for a, b in pairs]
+
+
+def _share_inputs(a: Site, b: Site) -> Array:
+    """Whether two sites have the same inputs, 0-d bool: of equal shapes and norms."""
+    if tuple(a.inputs.shape) != tuple(b.inputs.shape):
+        return a.output_norm != a.output_norm
+    return ar.norm(ar.widen(a.inputs)) == ar.norm(ar.widen(b.inputs))
+
+
+def vanishing(sites: Sequence[Site], together: Collective) -> Array:
+    """Return by how much the gradient shrinks on its way down, 0-d; at ``VANISHED`` it is lost.
+
+    The cotangent of the last map, relative to the largest of the lower half: where there are
+    residual connections, gradients go down beside the maps that make them small. What a mean over
+    rows takes away, as in pooling between two maps, is left out.
+    """
+    norms, pooled = cotangents(sites, together), 1.0
+    for i in range(1, len(sites)):
+        pooled *= max(1.0, sites[i - 1].samples / sites[i].samples) ** 0.5
+        norms[i] = norms[i] / pooled
+    xp, lower = ar.namespace(norms[0]), norms[: max(1, len(norms) // 2)]
+    largest = xp.max(xp.stack(lower))
+    return xp.where(largest > 0, norms[-1] / ar.positive(largest), xp.ones_like(largest))
+
+
+def _lacking(layers: Sequence[Layer], sites: Sequence[Site], together: Collective) -> list[Array]:
+    """Return the scale that each layer lacks, 0-d each: in [1, MOST], and 1 where it is healthy."""
+    found, scales = shrinkage(sites, together), []
+    xp = ar.namespace(found[0])
+    for layer in layers:
+        block = layer.block
+        s = xp.max(xp.stack([found[i] for i in block.sites]))
+        first = block.sites[0]
+        if first and sites[first].samples != sites[first - 1].samples:
+            # Pooling between the two may have shrunk it too: no more than He's scale.
+            rms = layer.weight_norm / block.layout.size**0.5
+            s = xp.minimum(s, (2 / block.features) ** 0.5 / ar.positive(rms))
+        scales.append(xp.where(s > HEALTHY, xp.clip(s, 1.0, MOST), xp.ones_like(s)))
+    return scales
+
+
+def settled(config: TeleportConfig, objective: str | Objective) -> TeleportConfig:
+    """Return settings for an objective: one that rescales has a null space of its own."""
+    if objective not in RESCALING:
+        return config
+    if config.radius == "auto":
+        config = replace(config, radius=MOST)
+    if config.projection == "budget":
+        config = replace(config, projection="threshold", threshold=UNSEEN)
+    return replace(config, steps=1, max_gain=UNBOUNDED)
+
+
+def chosen(objective: str | Objective, graph: LayerGraph, shrunk: Array) -> str | Objective:
+    """Return what ``"auto"`` stands for where gradients shrink by so much on their way down (0-d).
+
+    Where nothing can be asked, as under jit, a network counts as one that trains.
+    """
+    if objective != "auto":
+        return objective
+    if not (graph.has_optimizer and "others" in graph.batches):
+        return "grad_norm"
+    return "amplify" if ar.known(shrunk > VANISHED) else "look_ahead"
+
+
+def follows(graph: LayerGraph, gradients: Dense) -> Array:
+    """Whether the optimizer's step grows with the gradient, 0-d bool.
+
+    Where it divides by the gradient's size, as Adam does, there is nothing that a gradient could
+    gain by a better place, and moves are noise: looking ahead ends worse, at every rate
+    (``docs/benchmarks/policy.md``).
+    """
+    lengthened = [
+        [None if g is None else ar.scaled(factor, g) for g in gradients]
+        for factor in (0.0, 1.0, SATURATES)
+    ]
+    steps = [graph.optimizer_step(vector) for vector in lengthened]
+    near, far = (ar.joint_norm(ar.combine(step, -1.0, steps[0])) for step in steps[1:])
+    return far > 0.5 * SATURATES * near

@@ -6,6 +6,7 @@ kept as codes, because words cannot be traced; they are put into words when they
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from enum import IntEnum
@@ -15,6 +16,10 @@ from nullport._arrays import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+
+VANISHED = 3.0
+"""Shrinkage of the gradient on its way down from which on a network counts as stuck."""
 
 
 class Code(IntEnum):
@@ -49,6 +54,11 @@ class Cause(Code):
         "what its slope promises",
     )
     GUARD = 8, "the guard loss would be {guard_after}, without the move {guard_before}"
+    HEALTHY = (
+        9,
+        "every layer gets its gradient, and the optimizer divides by its size: a better place "
+        "has nothing to gain",
+    )
 
 
 class Hold(Code):
@@ -60,7 +70,8 @@ class Hold(Code):
     STILL = 3, "its inputs do not depend on the weights, as in a first layer"
     BROKEN = 4, "its inputs or its direction are not finite"
     SPANNED = 5, "its direction lies in the row space of its inputs"
-    SHORT = 6, "the radius or the budget allows no move, as where weights are zero"
+    HEALTHY = 6, "cotangents keep their norm on the way through it: it lacks no scale"
+    SHORT = 7, "the radius or the budget allows no move, as where weights are zero"
 
 
 @dataclass(frozen=True)
@@ -125,6 +136,9 @@ class TeleportReport:
         seconds: Wall-clock time of the whole teleport; 0 where it is traced.
         cost: Compute used, in gradients (forward and backward) of the captured batch.
         tangent: The engine that computed the tangents.
+        shrinkage: By how much the gradient shrinks on its way down before the move: the norm of
+            the last map's cotangent, relative to the largest of the lower half of all maps; nan
+            where it is not known.
         layers: One entry per weight.
         step: Training steps before it; None where nobody counts them.
     """
@@ -140,6 +154,7 @@ class TeleportReport:
     seconds: float = 0.0
     cost: float = 0.0
     tangent: str = ""
+    shrinkage: float | Array = math.nan
     layers: Sequence[LayerReport] = ()
     step: int | None = None
 
@@ -147,6 +162,11 @@ class TeleportReport:
     def accepted(self) -> bool | Array:
         """Whether the moved weights were kept."""
         return self.cause == Cause.NONE
+
+    @property
+    def stuck(self) -> bool | Array:
+        """Whether gradients vanish on their way down, so that the lower layers do not train."""
+        return self.shrinkage > VANISHED
 
     @property
     def reason(self) -> str:

@@ -22,7 +22,7 @@ import numpy as np
 from nullport import _arrays as ar
 from nullport._arrays import Array, Dense
 from nullport._config import TeleportConfig, is_count, is_number, require
-from nullport._report import TeleportReport
+from nullport._report import Cause, TeleportReport
 from nullport._tangent import Engine
 from nullport._teleport import run
 from nullport.network import GRADIENT, LayerGraph
@@ -30,6 +30,7 @@ from nullport.network import GRADIENT, LayerGraph
 FIRST = 2
 GROW_ACCEPTED, GROW_REFUSED = 1.5, 2.0
 SHARE, SHARE_REFUSED, HORIZON = 0.03, 0.005, 1000
+SPAN, STILL = 3, 0.001
 KEPT = 2
 """Recent batches kept: the older is the guard, the newer is looked ahead with."""
 
@@ -119,17 +120,21 @@ class Rule:
         wasted = state.wasted - (cost if refused else 0.0)
         return state._replace(spent=state.spent - cost, wasted=wasted, last=state.last - cost)
 
-    def update(self, state: State, accepted: Array, cost: float | Array) -> State:
+    def update(
+        self, state: State, accepted: Array, cost: float | Array, stuck: Array | bool = False
+    ) -> State:
         """Learn from a teleport before the present step.
 
         Args:
             state: The state before.
             accepted: Whether the teleport was accepted, 0-d bool.
             cost: Compute it used, in gradients.
+            stuck: Whether the network is stuck, 0-d bool. Refusals then tell little of the next
+                try, which may free it, so they count like accepted teleports.
         """
         xp, zero = ar.namespace(state.step), 0 * state.step
         cost = zero + (cost if isinstance(cost, int | float) else xp.astype(cost, zero.dtype))
-        refused = xp.where(accepted, zero, zero + 1)
+        refused = xp.where(accepted | stuck, zero, zero + 1)
         grow = GROW_ACCEPTED + (GROW_REFUSED - GROW_ACCEPTED) * refused
         interval = state.interval * grow if self.every is None else state.interval
         return state._replace(
@@ -256,8 +261,8 @@ class Teleporter(ABC):
         graph = self._graph(batch, guard, others)
         report, self._handed = run(graph, self._config, engine=self._engine)
         report = replace(report, step=int(self._state.step))
-        accepted = np.bool_(report.accepted)
-        self._state = self._rule.update(self._state, accepted, float(report.cost))
+        accepted, stuck = np.bool_(report.accepted), np.bool_(report.stuck)
+        self._state = self._rule.update(self._state, accepted, float(report.cost), stuck)
         self.history.append(report)
         return report
 
@@ -275,14 +280,48 @@ class Teleporter(ABC):
         """
         handed, self._handed = self._handed, None
         if handed is not None:
-            refused = not self.history[-1].accepted
+            last = self.history[-1]
+            refused = not (last.accepted or last.stuck)
             self._state = self._rule.refund(self._state, GRADIENT, refused=refused)
         return handed
 
+    @property
+    def phase(self) -> str:
+        """Return what the last reports say of the run: stuck, training, converged or unknown.
+
+        Stuck: gradients vanish on their way down. Converged: the loss at the last ``SPAN``
+        teleports, which are ever further apart, differs by at most ``STILL`` of itself.
+        """
+        if not self.history:
+            return "unknown"
+        if self.history[-1].stuck:
+            return "stuck"
+        losses = [float(report.loss_before) for report in self.history[-SPAN:]]
+        still = max(losses) - min(losses) <= STILL * abs(losses[-1])
+        return "converged" if len(losses) == SPAN and still else "training"
+
+    @property
+    def advice(self) -> str:
+        """Return what would help more than another teleport; empty where nothing is known to."""
+        if self.phase == "unknown":
+            return ""
+        last, ahead = self.history[-1], [r for r in self.history if r.tangent]
+        if last.stuck:
+            return (
+                f"gradients shrink {last.shrinkage:.3g}-fold on their way down: start from another "
+                f"initialisation (He for ReLU, Xavier for tanh), or add normalisation or residuals"
+            )
+        if last.cause == Cause.SCREEN:
+            return "the optimizer's step overshoots: a smaller learning rate"
+        if len(ahead) >= SPAN and all(report.accepted for report in ahead[-SPAN:]):
+            return "looking ahead keeps gaining, as it does at small rates: a larger learning rate"
+        return ""
+
     def summary(self) -> str:
-        """Return one line per teleport, and what they have cost."""
+        """Return the phase of the run, advice if any, one line per teleport, and the cost."""
         accepted = sum(bool(report.accepted) for report in self.history)
-        lines = [f"{len(self.history)} teleports, {accepted} accepted"]
+        lines = [f"{len(self.history)} teleports, {accepted} accepted; phase: {self.phase}"]
+        lines += [f"what would help more: {self.advice}"] if self.advice else []
         lines += [f"  {_line(report)}" for report in self.history]
         if self.history:
             state, seconds = self._state, sum(report.seconds for report in self.history)

@@ -194,13 +194,13 @@ def factors_of(
     reach: float | Array,
     config: TeleportConfig,
     *,
-    whole: bool,
+    whole: Sequence[Array] | None,
 ) -> tuple[Array, Array]:
     """Return the factor of every direction and the length of every step, shape (layers,) each.
 
-    Steps have the length ``reach`` relative to the weights, and are no longer than the directions
-    themselves if those are ``whole`` moves. Scalars of all layers are handled as one array: a step
-    costs a few small operations per network instead of a few per layer.
+    Steps have the length ``reach`` relative to the weights, and take a direction at most ``whole``
+    times, where that is known. Scalars of all layers are handled as one array: a step costs a few
+    small operations per network instead of a few per layer.
     """
     xp = ar.namespace(found[0].size)
     size = xp.stack([f.size for f in found])
@@ -213,8 +213,9 @@ def factors_of(
     size = xp.where(held, xp.ones_like(size), size)
     weights = xp.stack([cast(layer.weight_norm) for layer in layers])
     length = xp.where(held, xp.zeros_like(size), reach * weights)
-    if whole:
-        length = xp.minimum(length, xp.where(held, length, size))
+    if whole is not None:
+        most = xp.stack([cast(times) for times in whole]) * size
+        length = xp.minimum(length, xp.where(held, length, most))
     if any(layer.tight for layer in layers):
         # The space was made from a part of the rows; what it does to all of them was measured.
         allowed = [

@@ -8,21 +8,34 @@ direction, scaled to ``radius * ||W||``.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from nullport import _arrays as ar
 from nullport import _verdict as judge
 from nullport import network as net
 from nullport._arrays import Array, Dense, Vector
 from nullport._capture import Layer, Norms, factors, find_layers, lazy_norms
-from nullport._config import Objective, TeleportConfig
+from nullport._config import TeleportConfig
 from nullport._direction import Directions
 from nullport._nullspace import NullSpace
-from nullport._objective import JUDGED, mean_gradient, pull, readable
+from nullport._objective import (
+    JUDGED,
+    RESCALING,
+    chosen,
+    follows,
+    mean_gradient,
+    pull,
+    readable,
+    settled,
+    vanishing,
+)
 from nullport._report import Cause, Code, Hold, LayerReport, TeleportReport
 from nullport._step import Found, Moved, factors_of, radius_of, step_of
 from nullport._tangent import Engine
@@ -91,8 +104,8 @@ def run(
 def inspect(graph: LayerGraph, config: TeleportConfig | None = None) -> list[LayerReport]:
     """Return what a teleport would find at every weight, without moving any.
 
-    The null space is the same for all objectives; directions are those of the configured one where
-    the graph knows what it reads, else of ``"grad_norm"``.
+    Null spaces and directions are those of ``"amplify"`` or ``"renew"`` where that is what a
+    teleport would do, and of a function that is given; else those of ``"grad_norm"``.
 
     Raises:
         TypeError: If ``config`` is no ``TeleportConfig``.
@@ -101,9 +114,10 @@ def inspect(graph: LayerGraph, config: TeleportConfig | None = None) -> list[Lay
     config = TeleportConfig.checked(config)
     with graph.exact():
         attempt = _Run(graph, config, Engine(config.tangent), None)
-        if isinstance(config.objective, str) and not readable(attempt.objective, graph):
-            attempt.objective = "grad_norm"
         lin = graph.linearize()
+        attempt.choose(lin)
+        if not readable(attempt.objective, graph):
+            attempt.objective = "grad_norm"
         attempt.lent = [attempt.joint(lin)]
         _finite(attempt.lent[0].loss)
         attempt.prepare(lin)
@@ -137,21 +151,20 @@ class _Run:
 
     def __post_init__(self) -> None:
         """Resolve what the configuration leaves open."""
-        self.objective: str | Objective = self.config.objective
-        if self.objective == "auto":
-            both = self.graph.has_optimizer and "others" in self.graph.batches
-            self.objective = "look_ahead" if both else "grad_norm"
+        self.shrunk: Array | float = math.nan
+        self.objective = chosen(self.config.objective, self.graph, np.float64(0))
         self.radius = radius_of(self.config, 1, self.given)
         self.scale: Array | None = None
         self._grad_norm: Array | None = None
-        self._whole = False
+        self._whole: Sequence[Array] | None = None
 
     def __call__(self) -> Outcome:
         start, graph = time.perf_counter(), self.graph
         lin = graph.linearize(again=self.config.steps > 1)
         joint = self.joint(lin)
         _finite(joint.loss)
-        before = judge.look(graph, joint.loss, joint.gradients, armijo=self._armijo, screen=True)
+        self.choose(lin)
+        before = self._look(joint.loss, joint.gradients, screen=True)
         self.cost += before.cost
         xp = ar.namespace(joint.loss)
         stops: dict[Code, Array] = {
@@ -159,6 +172,8 @@ class _Run:
             Cause.GRADIENT: ~xp.isfinite(before.grad_norm),
             Cause.SCREEN: before.overshoots(),
         }
+        if self.config.objective == "auto" and self.objective == "look_ahead":
+            stops[Cause.HEALTHY] = ~follows(graph, [ar.dense(g) for g in joint.gradients])
         first = (joint.loss, list(map(ar.dense, joint.gradients))) if graph.repeatable else None
         if not ar.known(judge.first(stops) > 0):
             self.prepare(lin)
@@ -180,6 +195,24 @@ class _Run:
         """Return a linearization with loss and gradients of all replicas together."""
         mean = self.graph.collective.mean
         return replace(lin, loss=mean(lin.loss), gradients=[mean(g) for g in lin.gradients])
+
+    def choose(self, lin: Linearization) -> None:
+        """Settle on the objective, and on the settings that come with it."""
+        if lin.sites:
+            self.shrunk = vanishing(lin.sites, self.graph.collective)
+            self.objective = chosen(self.config.objective, self.graph, self.shrunk)
+        self.config = settled(self.config, self.objective)
+
+    def _look(self, loss: Array, gradients: Vector, *, screen: bool = False) -> Look:
+        """Measure a point as the objective asks."""
+        judged, graph = self._judged_by_step, self.graph
+        armijo = self.objective not in JUDGED  # those bound themselves; others are unbounded
+        return judge.look(graph, loss, gradients, optimizer=judged, armijo=armijo, screen=screen)
+
+    @property
+    def _judged_by_step(self) -> bool:
+        """Whether the optimizer's next step judges a move."""
+        return self.graph.has_optimizer and self.objective not in RESCALING
 
     def prepare(self, lin: Linearization) -> None:
         """Find the layers that may move, at the first linearization."""
@@ -215,7 +248,7 @@ class _Run:
         sparse = factors(self.layers, lin, graph.weights()) if graph.factors else {}
         plain_gradient = self.objective == "grad_norm" and graph.collective.size == 1
         along = [sparse.get(i, g) if plain_gradient else g for i, g in enumerate(lin.gradients)]
-        wish = pull(self.objective, graph, along)
+        wish = pull(self.objective, graph, along, (self.layers, lin.sites))
         self._whole = wish.whole
         self.cost += wish.cost
         step = None if wish.v is None else self._relative(wish.v)
@@ -269,7 +302,8 @@ class _Run:
             return
         layers, found = [self.layers[b] for b in moving], [self.found[b] for b in moving]
         reach = self.radius / self.config.steps
-        factor, lengths = factors_of(layers, found, reach, self.config, whole=self._whole)
+        whole = None if self._whole is None else [self._whole[b] for b in moving]
+        factor, lengths = factors_of(layers, found, reach, self.config, whole=whole)
         for i, b in enumerate(moving):
             moved, changes = step_of(layers[i], found[i], factor[i], lengths[i], self.graph)
             self.moved[b] = self.moved[b] + moved if b in self.moved else moved
@@ -304,8 +338,8 @@ class _Run:
 
     def _looked(self, before: Look) -> tuple[Look, Any, Array]:
         loss, gradients = mean_gradient(self.graph, "batch", None)
-        after = judge.look(self.graph, loss, gradients, armijo=self._armijo)
-        code = judge.verdict(before, after, self.config, optimizer=self.graph.has_optimizer)
+        after = self._look(loss, gradients)
+        code = judge.verdict(before, after, self.config, optimizer=self._judged_by_step)
         kept = (loss, list(gradients)) if self.graph.repeatable else None
         return after, kept, code
 
@@ -331,17 +365,10 @@ class _Run:
             seconds=0.0 if ar.traced(before.loss) else time.perf_counter() - start,
             cost=self.cost,
             tangent=self.tangent,
+            shrinkage=ar.plain(self.shrunk),
             layers=self.layer_reports(ar.plain(share)),
         )
         return Outcome(report, _either(accepted, last, first))
-
-    @property
-    def _armijo(self) -> bool:
-        """Whether the optimizer's step is tested on the captured batch.
-
-        ``look_ahead`` bounds itself, and so does its control; others are unbounded.
-        """
-        return self.objective not in JUDGED
 
     @property
     def _exact(self) -> bool:
@@ -359,6 +386,8 @@ class _Run:
         layer, found, moved = self.layers[b], self.found[b], self.moved.get(b)
         block, output = layer.block, ar.positive(layer.output_norm)
         tests = found.obstacles(layer)
+        if self._whole is not None:
+            tests[Hold.HEALTHY] = self._whole[b] == 0
         if moved is None:
             moved = Moved(*[0 * layer.weight_norm] * 6)
         else:

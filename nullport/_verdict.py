@@ -69,14 +69,22 @@ class Look(NamedTuple):
 
 
 def look(
-    graph: LayerGraph, loss: Array, gradients: Vector, *, armijo: bool, screen: bool = False
+    graph: LayerGraph,
+    loss: Array,
+    gradients: Vector,
+    *,
+    armijo: bool,
+    optimizer: bool = True,
+    screen: bool = False,
 ) -> Look:
-    """Measure the point at which a graph is; with ``armijo`` by the optimizer's step too, if known.
+    """Measure the point at which a graph is, and after the ``optimizer``'s step, if it is known.
 
-    ``screen`` stops after a failed Armijo test: the point is not worth a teleport.
+    ``armijo`` measures that step on the captured batch too; ``screen`` stops after a failed test:
+    the point is not worth a teleport.
     """
     found, mean = Look(loss, ar.joint_norm(gradients)), graph.collective.mean
-    step = graph.optimizer_step([ar.dense(g) for g in gradients]) if graph.has_optimizer else None
+    known = optimizer and graph.has_optimizer
+    step = graph.optimizer_step([ar.dense(g) for g in gradients]) if known else None
     if armijo and step is not None:
         stepped = mean(graph.loss("batch", step))
         found = found._replace(stepped=stepped, promised=ar.inner(gradients, step))

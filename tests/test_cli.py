@@ -237,7 +237,7 @@ class Extended:
         (
             "compare --teleport-objective flat",
             "invalid value: 'flat'; allowed: 'auto', 'grad_norm', 'decrease', 'look_ahead', "
-            "'others', 'sharpness', 'weight_norm', FILE.py:FUNCTION",
+            "'others', 'sharpness', 'weight_norm', 'amplify', 'renew', FILE.py:FUNCTION",
         ),
         ("compare --teleport-projection own.py:", "invalid value: 'own.py:'; allowed: 'budget'"),
         (

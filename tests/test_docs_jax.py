@@ -45,6 +45,7 @@ def single_precision() -> Iterator[None]:
 def test_the_page_has_a_section_for_every_way() -> None:
     assert NAMES == [
         "A pure function", "Training with optax", "flax.linen", "flax.nnx", "equinox", "haiku",
+        "Networks that are stuck",
     ]  # fmt: skip
 
 
@@ -53,7 +54,8 @@ def test_the_blocks_run(name: str) -> None:
     if name in NEEDS:
         pytest.importorskip(NEEDS[name])
     # The loop trains the network of the section before it.
-    before = ["A pure function"] if name == "Training with optax" else []
+    follows = name in ("Training with optax", "Networks that are stuck")
+    before = ["A pure function"] if follows else []
     space: dict[str, Any] = {"__name__": "docs_jax"}
     for block in [*SECTIONS[SETUP], *(b for s in before for b in SECTIONS[s]), *SECTIONS[name]]:
         exec(compile(block, f"{PAGE.name}: {name}", "exec"), space)

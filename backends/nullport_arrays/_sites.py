@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
 from nullport.network import (
@@ -52,10 +53,11 @@ class GradientSite:
         """Number of rows of ``X``."""
         return self.held.samples
 
-    @property
+    @cached_property
     def cotangent(self) -> Array:
-        """The gradient: not None, since the loss depends on this use."""
-        return self.inputs
+        """What the gradient tells of it, ``delta^T X / ||X||``, shape (..., out, in)."""
+        size = norm(self.held.inputs)
+        return self.inputs / namespace(size).where(size > 0, size, namespace(size).ones_like(size))
 
     def rows(self, every: int = 1) -> Iterator[Array]:
         """Yield ``X``, or one row in ``every``, in one piece."""

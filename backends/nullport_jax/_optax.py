@@ -165,7 +165,7 @@ class _Teleporting:
         accepted = jnp.asarray(report.accepted)
         return moved, after._replace(
             # The step's gradient is the teleport's; the caller's, which nobody uses, was made too.
-            policy=self.rule.update(state.policy, accepted, report.cost),
+            policy=self.rule.update(state.policy, accepted, report.cost, report.stuck),
             accepted=state.accepted + accepted,
             refused=state.refused + ~accepted,
             cause=jnp.asarray(report.cause, jnp.int32),

@@ -102,7 +102,7 @@ def test_namespaces_agree(problem: Problem, name: str) -> None:
     """Directions and reports, field by field, are those of NumPy."""
     if name == "jax" and problem is not PROBLEMS["mlp"]:
         pytest.skip("JAX compiles every operation by itself here, which takes a minute")
-    config = TeleportConfig(radius=0.2, budget=0.1, steps=2)
+    config = TeleportConfig(objective="look_ahead", radius=0.2, budget=0.1, steps=2)
     results = []
     for where in ("numpy", name):
         with place(where) as here:

@@ -205,7 +205,7 @@ def test_settings_of_a_teleporter_are_checked_when_it_is_made() -> None:
     assert Plain().last is None
     assert not Plain().due
     assert Plain().hand_over() is None
-    assert Plain().summary() == "0 teleports, 0 accepted"
+    assert Plain().summary() == "0 teleports, 0 accepted; phase: unknown"
 
 
 def test_a_rule_in_every_namespace(xp: Any) -> None:

@@ -109,7 +109,7 @@ def test_the_move_has_the_length_that_is_reported(xp: Any) -> None:
 @pytest.mark.parametrize("samples", [4, 10])
 def test_direction_is_the_projected_difference_of_gradients(xp: Any, samples: int) -> None:
     graph = MLPGraph(xp, SIZES, samples=samples)
-    config = _config()
+    config = _config(objective="grad_norm")
     one = _Run(graph, config, Engine(config.tangent), None)
     lin = graph.linearize()
     one.prepare(lin)

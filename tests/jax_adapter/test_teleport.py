@@ -53,7 +53,7 @@ def _flat(tree: Tree) -> Any:
 @pytest.mark.parametrize(
     ("samples", "steps"), [(12, 1), (60, 1), (12, 3)], ids=["exact", "budget", "steps"]
 )
-@pytest.mark.parametrize("objective", ["grad_norm", "look_ahead", "decrease", "others"])
+@pytest.mark.parametrize("objective", ["grad_norm", "look_ahead", "decrease", "others", "amplify"])
 def test_torch_agrees(objective: Any, samples: int, steps: int) -> None:
     """The same network, weights and batches: the same moves and the same report."""
     torch = pytest.importorskip("torch")
@@ -63,6 +63,8 @@ def test_torch_agrees(objective: Any, samples: int, steps: int) -> None:
         objective=objective, radius=0.2, steps=steps, tangent="jvp", max_loss_change=10.0
     )
     params, batches = network(), [batch(samples, seed) for seed in (3, 4, 5)]
+    if objective == "amplify":  # of a scale that lacks
+        params = jax.tree.map(lambda w: 0.3 * w, params)
     tx = optax.sgd(0.05)
     moved, report = teleport(
         loss_fn,
@@ -102,6 +104,7 @@ def test_torch_agrees(objective: Any, samples: int, steps: int) -> None:
             mine, other = getattr(report, field.name), getattr(theirs, field.name)
             assert mine == pytest.approx(other, rel=1e-9, abs=1e-12), field.name
     rows = {layer.name: layer for layer in theirs.layers}
+    assert objective != "amplify" or any(layer.moved > 0 for layer in theirs.layers)
     for row in report.layers:
         other = rows[f"{2 * int(row.name[0])}.weight"]
         for name in ("in_features", "samples", "rank", "null_dim", "hold", "moved"):

@@ -39,6 +39,7 @@ class Case:
     cause: Cause
     config: TeleportConfig
     lr: float | None = 0.01
+    kind: type[torch.optim.Optimizer] = torch.optim.SGD
     guard: Callable[[Net], Tensor] | None = None
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
     words: str = field(default="")
@@ -71,9 +72,10 @@ CASES = [
         words="more than max_gain",
     ),
     Case(Cause.ARMIJO, _free(objective="grad_norm", radius=100.0), lr=0.3, words="half of what"),
+    Case(Cause.HEALTHY, TeleportConfig(), kind=torch.optim.Adam, words="nothing to gain"),
     Case(
         Cause.GUARD,
-        _free(radius=0.5),
+        _free(objective="look_ahead", radius=0.5),
         guard=lambda _: torch.ones(()),
         words="guard loss would be 1",
     ),
@@ -83,7 +85,8 @@ CASES = [
 def _case(case: Case) -> tuple[Net, torch.optim.Optimizer, Callable[[], TeleportReport]]:
     torch.manual_seed(0)
     model = Net()
-    optimizer = torch.optim.SGD(model.parameters(), case.lr or 0.01, momentum=0.9)
+    momentum = {"momentum": 0.9} if case.kind is torch.optim.SGD else {}
+    optimizer = case.kind(model.parameters(), case.lr or 0.01, **momentum)
     x, y, other = torch.randn(8, 5), torch.arange(8) % 3, torch.randn(8, 5)
     F.cross_entropy(model(x), y).backward()
     rate, optimizer.param_groups[0]["lr"] = case.lr or 0.01, 1e-6
@@ -127,7 +130,8 @@ def _charged(guard: Callable[[], Tensor] | None, steps: int = 1000) -> tuple[flo
         nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4)
     )
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
-    teleporter = Teleporter(model, optimizer)
+    config = TeleportConfig(objective="look_ahead")
+    teleporter = Teleporter(model, optimizer, config=config)
     x = torch.randn(64 * 50, 20)
     y = (x[:, :4] + 0.3 * x[:, 4:8].square()).argmax(1)
     for step in range(steps):

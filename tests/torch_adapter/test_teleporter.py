@@ -21,6 +21,7 @@ from nullport_torch import Teleporter, __all__
 from nullport_torch.lab.backend import BACKEND
 
 CONFIG = TeleportConfig(radius=0.05)
+AHEAD = TeleportConfig(objective="look_ahead", radius=0.05)
 
 
 def _made() -> tuple[nn.Sequential, Callable[[], Tensor]]:
@@ -197,7 +198,7 @@ def test_training_goes_on_with_any_optimizer(name: str) -> None:
     model, _ = _made()
     batches = [(torch.randn(6, 5, dtype=torch.float64), torch.arange(6) % 3) for _ in range(3)]
     optimizer = OPTIMIZERS[name](model.parameters())
-    teleporter = Teleporter(model, optimizer, every=4, config=CONFIG)
+    teleporter = Teleporter(model, optimizer, every=4, config=AHEAD)
 
     def losses(model: nn.Module) -> list[float]:
         with torch.no_grad():
@@ -380,7 +381,8 @@ def test_a_guard_alone_still_looks_ahead() -> None:
     """The other samples that are looked at are then a recent batch."""
     torch.manual_seed(0)
     model, y = Net(), torch.randint(3, (8,))
-    teleporter = Teleporter(model, torch.optim.SGD(model.parameters(), 1e-3), every=2)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    teleporter = Teleporter(model, optimizer, every=2, config=AHEAD)
     seen: list[float] = []
     for step in range(3):
         x = torch.full((8, 5), float(step + 1))

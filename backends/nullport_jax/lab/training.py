@@ -152,7 +152,7 @@ class JaxTrainer:
         self.params, found, report = self._network.jump(self.params, self._state, *given)
         report = jax.tree.map(lambda x: x.item() if isinstance(x, jax.Array) else x, report)
         accepted = np.bool_(report.accepted)
-        self._schedule = self._rule.update(self._schedule, accepted, report.cost)
+        self._schedule = self._rule.update(self._schedule, accepted, report.cost, report.stuck)
         self._ready = batch, found, report
         return report  # type: ignore[no-any-return]
 
