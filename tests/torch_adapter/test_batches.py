@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from nullport import TeleportConfig
 from nullport_torch import Teleporter
 from nullport_torch._batches import Unsaved, check, decoded, encoded
 
@@ -101,7 +102,10 @@ class Loop:
         self.seen: set[float] = set()
         self.model.register_forward_pre_hook(lambda _, args: self.seen.add(args[0].sum().item()))
         self.optimizer = torch.optim.SGD(self.model.parameters(), 0.01)
-        self.teleporter = Teleporter(self.model, self.optimizer, **{"every": 2, **options})
+        config = TeleportConfig(objective="look_ahead")  # it reads all three batches
+        self.teleporter = Teleporter(
+            self.model, self.optimizer, config=config, **{"every": 2, **options}
+        )
 
 
 @EVERY_KIND

@@ -18,10 +18,12 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
+from nullport import TeleportConfig
 from nullport_torch import Teleporter, teleport
 from nullport_torch._optimizer import Optimizers
 
 Step = Callable[[], object]
+AHEAD = TeleportConfig(objective="look_ahead")
 
 
 def network(seed: int = 0) -> nn.Sequential:
@@ -43,7 +45,9 @@ def foreseen_and_real(
     loss, guard, others = batches(model)
     for _ in range(steps):
         weights = copy.deepcopy(model.state_dict())
-        report = teleport(model, loss, optimizer=optimizer, guard=guard, others=others, clip=clip)
+        report = teleport(
+            model, loss, optimizer=optimizer, guard=guard, others=others, clip=clip, config=AHEAD
+        )
         model.load_state_dict(weights)
         model.zero_grad()
         loss().backward()
