@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
-from nullport_torch._copies import copies_of
 from nullport_torch._hooks import quiet_hooks
+from nullport_torch._kept import copies_of
 from nullport_torch._rollback import Rollback
 
 Clip: TypeAlias = "float | tuple[str, float] | Callable[[list[nn.Parameter]], object]"
