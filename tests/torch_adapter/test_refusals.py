@@ -127,11 +127,13 @@ def test_every_cause_is_tested() -> None:
 
 
 def _charged(guard: Callable[[], Tensor] | None, steps: int = 1000) -> tuple[float, Teleporter]:
-    """Train a perceptron; return the compute charged to teleports."""
+    """Train a perceptron that is not stuck; return the compute charged to teleports."""
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4)
     )
+    for weight in (p for p in model.parameters() if p.ndim == 2):
+        nn.init.kaiming_normal_(weight, nonlinearity="relu")
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     config = TeleportConfig(objective="look_ahead")
     teleporter = Teleporter(model, optimizer, config=config)

@@ -94,6 +94,8 @@ def test_auto_waits_longer_after_refusals() -> None:
     for guard in (None, _refusing):
         _refusing.level = 1.0  # type: ignore[attr-defined]
         model, closure = _made()
+        for weight in (p for p in model.parameters() if p.ndim == 2):
+            nn.init.orthogonal_(weight)  # a network that is stuck would be asked again and again
         teleporter = Teleporter(model, config=CONFIG)
         due = _run(teleporter, closure, 60, guard=guard)
         assert due[0] == 2
@@ -107,7 +109,7 @@ def test_nothing_yet() -> None:
     teleporter = Teleporter(model)
     assert teleporter.last is None
     assert teleporter.history == []
-    assert teleporter.summary() == "0 teleports, 0 accepted"
+    assert teleporter.summary() == "0 teleports, 0 accepted; phase: unknown"
 
 
 def test_summary_has_a_line_per_teleport() -> None:
@@ -116,7 +118,7 @@ def test_summary_has_a_line_per_teleport() -> None:
     teleporter = Teleporter(model, config=CONFIG)
     first, second = teleporter.step(closure), teleporter.step(closure, _refusing)
     lines = teleporter.summary().splitlines()
-    assert lines[0] == "2 teleports, 1 accepted"
+    assert lines[0] == "2 teleports, 1 accepted; phase: training"
     assert lines[1].endswith(": accepted")
     assert f"{first.loss_before:.4g}" in lines[1]
     assert lines[2].endswith(f"refused: {second.reason}")
@@ -227,7 +229,7 @@ def test_training_goes_on_with_any_optimizer(name: str) -> None:
 
 
 def test_public_names() -> None:
-    assert __all__ == ["Teleporter", "inspect", "teleport"]
+    assert __all__ == ["Teleporter", "inspect", "register_linear", "teleport"]
     assert load_backend("torch") is BACKEND
     assert BACKEND.name == "torch"
     assert BACKEND.versions()["torch"] == torch.__version__
