@@ -173,6 +173,13 @@ JUDGED = ("look_ahead", "others")
 """Objectives that look at what the optimizer's step does, and so bound themselves."""
 
 
+def readable(objective: object, graph: LayerGraph) -> bool:
+    """Whether a graph knows what an objective reads."""
+    if objective in JUDGED and "others" not in graph.batches:
+        return False
+    return graph.has_optimizer or objective not in (*JUDGED, "decrease", "sharpness")
+
+
 def pull(
     objective: str | Objective, graph: LayerGraph, gradients: Vector, at: Place = ((), ())
 ) -> Pull:

@@ -141,6 +141,7 @@ class TeleportReport:
             the last map's cotangent, relative to the largest of the lower half of all maps; nan
             where it is not known.
         layers: One entry per weight.
+        step: Training steps before it; None where nobody counts them.
     """
 
     loss_before: float | Array
@@ -156,6 +157,7 @@ class TeleportReport:
     tangent: str = ""
     shrinkage: float | Array = math.nan
     layers: Sequence[LayerReport] = ()
+    step: int | None = None
 
     @property
     def accepted(self) -> bool | Array:
@@ -180,6 +182,25 @@ class TeleportReport:
         scalars = {name: getattr(self, name) for name in [*names, "accepted", "reason"]}
         scalars["layers_moved"] = sum(bool(layer.moved > 0) for layer in self.layers)
         return {prefix + name: value for name, value in scalars.items()}
+
+    def scalars(self, prefix: str = "") -> dict[str, float]:
+        """Return what a logger can plot: names without spaces, floats, no None, no words.
+
+        A verdict is 1.0 or 0.0; ``gained`` is how much lower the loss of other samples is for the
+        move, and is left out where there are none.
+        """
+        known = {name: value for name, value in self.as_dict().items() if value is not None}
+        found = {k: float(v) for k, v in known.items() if not isinstance(v, str)}
+        if self.gained is not None:
+            found["gained"] = float(self.gained)
+        return {prefix + name: value for name, value in found.items()}
+
+    @property
+    def gained(self) -> float | Array | None:
+        """How much lower the guard's loss is for the move; None without a guard."""
+        if self.guard_before is None or self.guard_after is None:
+            return None
+        return (self.guard_before - self.guard_after) * self.accepted
 
     def __str__(self) -> str:
         """Return a readable table."""

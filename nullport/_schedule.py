@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -90,6 +90,13 @@ class Rule:
         first = zero + (FIRST if self.every is None else self.every)
         return State(zero, first, first, zero, zero, zero)
 
+    def resumed(self, state: State, before: Rule) -> State:
+        """Return a state that another rule has left, for this one to go on with."""
+        if self.every is None or self.every == before.every:
+            return state
+        interval = 0 * state.step + self.every
+        return state._replace(interval=interval, due=min(state.due, state.step + interval))
+
     def due(self, state: State) -> Array:
         """Whether a teleport is due before the present step, 0-d bool."""
         due = state.step >= state.due
@@ -154,8 +161,8 @@ class Teleporter(ABC):
     def __init__(
         self,
         *,
-        every: int | str = "auto",
-        horizon: int = HORIZON,
+        every: int | str | None = None,
+        horizon: int | None = None,
         config: TeleportConfig | None = None,
         judged: bool = True,
     ) -> None:
@@ -164,8 +171,10 @@ class Teleporter(ABC):
         Args:
             every: Training steps between teleports, or ``"auto"``: early ones, fewer when they are
                 refused, and none that, at the cost of the last one, would take teleports beyond
-                3 % of the compute of ``horizon`` steps or more.
-            horizon: Training steps the run is expected to take.
+                3 % of the compute of ``horizon`` steps or more. If None, what a loaded state says,
+                else ``"auto"``.
+            horizon: Training steps the run is expected to take. If None, what a loaded state says,
+                else 1000.
             config: Settings of each teleport; the defaults if None.
             judged: Whether other samples can judge a move, so that recent batches are kept.
 
@@ -174,7 +183,8 @@ class Teleporter(ABC):
             ValueError: If ``every`` is neither ``"auto"`` nor a positive integer, or ``horizon``
                 is no positive integer.
         """
-        self._rule, self._config = Rule.parse(every, horizon), TeleportConfig.checked(config)
+        self._every, self._horizon = every, horizon
+        self._rule, self._config = self._rule_of("auto", HORIZON), TeleportConfig.checked(config)
         self._state = self._rule.start(np.float64(0.0))
         self._engine, self._judged = Engine(self._config.tangent), judged
         self._recent: list[Any] = []
@@ -182,6 +192,13 @@ class Teleporter(ABC):
         self._handed: tuple[Array, Dense] | None = None
         self._declined = False
         self.history: list[TeleportReport] = []
+
+    def _rule_of(self, every: int | str, horizon: int) -> Rule:
+        """Return the rule, of what was asked for, and else of what is given."""
+        return Rule.parse(
+            every if self._every is None else self._every,
+            horizon if self._horizon is None else self._horizon,
+        )
 
     @abstractmethod
     def _graph(self, batch: Any, guard: Any, others: Any) -> LayerGraph:
@@ -233,7 +250,7 @@ class Teleporter(ABC):
         self._resumed = []
         ready = not self._judged or guard is not None or len(self._recent) == KEPT
         due = ready and self.due and not self._declines()
-        report = self.step(batch, guard, others) if due else None
+        report = self._attempt(batch, guard, others) if due else None
         if self._judged and bool(self._rule.near(self._state, KEPT)):
             kept = self._keep(batch, judges=guard is None)
             self._recent = [*self._recent, kept][-KEPT:]
@@ -250,12 +267,17 @@ class Teleporter(ABC):
             self._state = self._rule.update(self._state, np.bool_(False), 0.0)
         return bool(obstacle)
 
+    def _attempt(self, batch: Any, guard: Any, others: Any) -> TeleportReport | None:
+        """Make a teleport that is due and has no obstacle; an adapter may decline."""
+        return self.step(batch, guard, others)
+
     def step(self, batch: Any, guard: Any = None, others: Any = None) -> TeleportReport:
         """Teleport now; arguments as for :meth:`maybe_step`."""
         if others is None and len(self._recent) == KEPT:
             guard, others = self._recent[0] if guard is None else guard, self._recent[1]
         graph = self._graph(batch, guard, others)
         report, self._handed = run(graph, self._config, engine=self._engine)
+        report = replace(report, step=int(self._state.step))
         accepted, stuck = np.bool_(report.accepted), np.bool_(report.stuck)
         self._state = self._rule.update(self._state, accepted, float(report.cost), stuck)
         self.history.append(report)
@@ -313,15 +335,17 @@ class Teleporter(ABC):
         return ""
 
     def summary(self) -> str:
-        """Return the phase of the run, advice if there is any, and one line per teleport."""
+        """Return the phase of the run, advice if any, one line per teleport, and the cost."""
         accepted = sum(bool(report.accepted) for report in self.history)
         lines = [f"{len(self.history)} teleports, {accepted} accepted; phase: {self.phase}"]
         lines += [f"what would help more: {self.advice}"] if self.advice else []
-        for report in self.history:
-            verdict = "accepted" if report.accepted else f"refused: {report.reason}"
+        lines += [f"  {_line(report)}" for report in self.history]
+        if self.history:
+            state, seconds = self._state, sum(report.seconds for report in self.history)
+            share = float(state.spent) / max(1.0, float(state.step))
             lines.append(
-                f"  loss {report.loss_before:.4g} -> {report.loss_after:.4g}, gradient norm "
-                f"{report.grad_norm_before:.3g} -> {report.grad_norm_after:.3g}: {verdict}"
+                f"  {float(state.spent):.1f} gradients and {seconds:.2f} s so far, {share:.1%} of "
+                f"the compute of {int(state.step)} steps; the next is due at step {int(state.due)}"
             )
         return "\n".join(lines)
 
@@ -339,6 +363,8 @@ class Teleporter(ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume from :meth:`state_dict`; a bad state is refused whole.
 
+        ``every`` and ``horizon`` are those that were given to this object, if they were.
+
         Raises:
             TypeError: If an entry has a wrong type.
             ValueError: If entries are missing, unknown, or have a value that is not allowed.
@@ -350,14 +376,27 @@ class Teleporter(ABC):
             msg = f"invalid recent: {recent!r}; allowed: a list of at most {KEPT} batches"
             raise TypeError(msg)
         every = "auto" if policy["every"] is None else policy["every"]
-        rule, numbers = Rule.parse(every, policy["horizon"]), {}
+        saved, numbers = Rule.parse(every, policy["horizon"]), {}
         for key in State._fields:
             value = policy[key]
             fits = is_number(value) and value >= 0
             require(fits, key, value, "a finite number of at least 0")
             numbers[key] = np.float64(value)
-        self._rule, self._state = rule, State(**numbers)
+        self._rule = self._rule_of(every, policy["horizon"])
+        self._state = self._rule.resumed(State(**numbers), saved)
         self._recent, self._resumed, self._handed = [], list(recent), None
+
+
+def _line(report: TeleportReport) -> str:
+    """Return when a teleport was, what it did and cost, and the verdict."""
+    when = "" if report.step is None else f"step {report.step}: "
+    gained = "" if report.gained is None else f", other samples gain {report.gained:.2g}"
+    verdict = "accepted" if report.accepted else f"refused: {report.reason}"
+    return (
+        f"{when}loss {report.loss_before:.4g} -> {report.loss_after:.4g}, gradient norm "
+        f"{report.grad_norm_before:.3g} -> {report.grad_norm_after:.3g}{gained}, "
+        f"{report.cost:.1f} gradients, {report.seconds:.3f} s: {verdict}"
+    )
 
 
 def _check_keys(name: str, value: object, expected: set[str]) -> None:

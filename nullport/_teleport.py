@@ -33,6 +33,7 @@ from nullport._objective import (
     follows,
     mean_gradient,
     pull,
+    readable,
     settled,
     vanishing,
 )
@@ -105,8 +106,8 @@ def run(
 def inspect(graph: LayerGraph, config: TeleportConfig | None = None) -> list[LayerReport]:
     """Return what a teleport would find at every weight, without moving any.
 
-    Null spaces and directions are those of ``"amplify"`` or ``"renew"`` where that is what a
-    teleport would do, and of a function that is given; else those of ``"grad_norm"``.
+    Null spaces and directions are those of the objective of a teleport, or of ``"grad_norm"``
+    where the graph does not know what that objective reads.
 
     Raises:
         TypeError: If ``config`` is no ``TeleportConfig``.
@@ -172,7 +173,8 @@ class _Run:
             self.prepare(joint)
             self._grad_norm, self.lent = before.grad_norm, [joint]
             del lin, joint
-            self._ascend()
+            if self.layers:
+                self._ascend()
             lengths = [m.length for m in self.moved.values()] or [xp.zeros_like(before.loss)]
             stops[Cause.STILL] = xp.all(xp.stack(lengths) == 0)
         stop = judge.first(stops)
@@ -188,7 +190,7 @@ class _Run:
         lin = self.joint(self.graph.linearize())
         _finite(lin.loss)
         self.choose(lin)
-        if isinstance(self.objective, str) and self.objective not in RESCALING:
+        if not readable(self.objective, self.graph):
             self.objective = "grad_norm"
         self.prepare(lin)
         self.lent = [lin]

@@ -27,8 +27,8 @@ class Teleporter(nullport.Teleporter, Generic[Graph]):
         self,
         make: Callable[[Any, Any, Any], Graph],
         *,
-        every: int | str = "auto",
-        horizon: int = 1000,
+        every: int | str | None = None,
+        horizon: int | None = None,
         config: TeleportConfig | None = None,
     ) -> None:
         """Watch a network.

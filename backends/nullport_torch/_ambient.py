@@ -1,133 +1,90 @@
 """Everything around a forward pass that must not notice a teleport.
 
-Forward passes draw random numbers, update BatchNorm statistics and read global switches. All of
-them see the same random numbers and buffers, and at the end both are as before.
+Forward passes draw random numbers, update BatchNorm statistics and metrics, write to attributes,
+and read global switches. All of them see the same random numbers and buffers, and at the end both
+are as before.
 """
 
 from __future__ import annotations
 
 import contextlib
-import random
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-
-class BackwardCalled(RuntimeError):  # noqa: N818
-    """The closure called ``backward``."""
-
-    def __init__(self) -> None:
-        """Say what the closure must do instead."""
-        super().__init__(
-            "the closure called backward(); it must only return the loss: nullport takes the "
-            "gradient itself"
-        )
-
-
-class NoBackward(TorchFunctionMode):
-    """Refuses ``Tensor.backward`` before it does anything."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is Tensor.backward:
-            raise BackwardCalled
-        return func(*args, **(kwargs or {}))
+from nullport_torch._random import RandomStates
+from nullport_torch._reads import Reads
+from nullport_torch._settings import EAGER, FULL_PRECISION, Wish
+from nullport_torch._stacks import Stacks
+from nullport_torch._watch import BackwardCalled
 
 
 class Ambient:
-    """A snapshot of random states, buffers, gradients and switches, and how to return to it."""
+    """A snapshot of random states, modules, gradients and switches, and how to return to it.
 
-    def __init__(self, model: nn.Module) -> None:
-        """Take the snapshot."""
-        parameters = list(model.parameters())
-        tensors = [*parameters, *model.buffers()]
-        self._devices = sorted({t.device.index for t in tensors if t.device.type == "cuda"})
+    Attributes:
+        stacks: What contexts push on stacks of this thread.
+    """
+
+    def __init__(
+        self, model: nn.Module, reads: Reads, *, passed_by: Sequence[nn.Module] = ()
+    ) -> None:
+        """Take the snapshot of the network, and of what closures read besides.
+
+        Wrappers that are ``passed_by`` are changed for the time of a teleport.
+        """
+        roots, others = [model, *reads.modules], {id(m) for m in passed_by}
+        found = {id(m): m for root in roots for m in root.modules()}
+        modules = [m for m in found.values() if id(m) not in others]
+        self._modules = [_Module(m) for m in modules]
+        self._modules += [_Module(value, names) for value, names in reads.objects]
+        parameters = {id(p): p for root in roots for p in root.parameters()}
+        self._parameters = list(parameters.values())
+        self._gradients = [p.grad for p in self._parameters]
+        tensors = [*self._parameters, *(t for m in self._modules for t in m.tensors)]
+        devices = sorted({t.device.index for t in tensors if t.device.type == "cuda"})
         self._device = next((t.device.type for t in tensors), "cpu")
-        self._parameters = parameters
-        self._modules = [(m, m.training) for m in model.modules()]
-        self._buffers = [
-            (module, name, buffer, buffer.detach().clone())
-            for module in model.modules()
-            for name, buffer in module._buffers.items()
-            if buffer is not None
-        ]
-        self._random = _random_states(self._devices)
-        self._first = True
+        self._random = RandomStates(devices, reads.generators)
+        self.stacks = Stacks(self._device)
         self._autocast = torch.is_autocast_enabled(self._device)
         self._autocast_dtype = torch.get_autocast_dtype(self._device)
-        self._precision = torch.get_float32_matmul_precision()
+        self._precise, self._eager = Wish(FULL_PRECISION), Wish(EAGER)
 
-    def rewind(self) -> None:
-        """Set random states, buffers and training flags back to the snapshot."""
-        for state in self._random:
-            state.restore()
-        self._rewind_model()
-
-    def _rewind_model(self) -> None:
-        for module, name, buffer, copy in self._buffers:
-            module._buffers[name] = buffer
-            buffer.data.copy_(copy)  # not in place: a graph that saved the buffer stays valid
-        for module, training in self._modules:
-            module.training = training
-
-    def _rewind_used(self) -> None:
-        """Rewind what forward passes use: random states that the first one left alone stay."""
-        for state in self._random:
-            if self._first or state.used:
-                state.restore()
-        self._rewind_model()
-
-    def _note_used(self) -> None:
-        if self._first:
-            for state in self._random:
-                state.used = state.changed()
-            self._first = False
+    def tensors(self) -> list[Tensor]:
+        """Return every tensor that a pass may write to and nothing else puts back."""
+        return [*self._parameters, *(t for m in self._modules for t in m.attributes())]
 
     def untouched(self) -> bool:
-        """Tell whether the forward pass that was just made left random states and buffers alone."""
-        return not any(state.used for state in self._random) and all(
-            module._buffers[name] is buffer and torch.equal(buffer, copy)
-            for module, name, buffer, copy in self._buffers
-        )
+        """Tell whether the forward pass that was just made left random states and modules alone."""
+        return self._random.untouched and all(module.unchanged() for module in self._modules)
 
     @contextlib.contextmanager
     def forward(self, *, grad: bool, everything: bool = False) -> Iterator[None]:
         """Run the closure in: the user's own switches, the snapshot's random states and buffers.
 
-        ``everything`` rewinds also the random states that the captured batch leaves alone.
+        ``everything`` says that the pass may use what the captured batch leaves alone.
         """
-        if everything:
-            self.rewind()
-        else:
-            self._rewind_used()
+        for module in self._modules:
+            module.restore()
+        self._random.begin(everything=everything)
         torch.clear_autocast_cache()  # casts of weights made before a move
-        gradients = [p.grad for p in self._parameters]
-        fast_path = torch.backends.mha.get_fastpath_enabled()
-        precision = torch.get_float32_matmul_precision()
         for p in self._parameters:
             p.grad = None
         try:
-            torch.backends.mha.set_fastpath_enabled(False)
-            torch.set_float32_matmul_precision(self._precision)
             with (
+                self._precise(False),
+                self._eager(True),
                 torch.autocast(self._device, self._autocast_dtype, enabled=self._autocast),
                 torch.set_grad_enabled(grad),
-                _eager(),
             ):
                 yield
-            if not everything:
-                self._note_used()
+            self._random.end(everything=everything)
             if any(p.grad is not None for p in self._parameters):
                 raise BackwardCalled
         finally:
-            torch.set_float32_matmul_precision(precision)
-            torch.backends.mha.set_fastpath_enabled(fast_path)
-            for p, gradient in zip(self._parameters, gradients, strict=True):
-                p.grad = gradient
+            self._return_gradients()
 
     @contextlib.contextmanager
     def arithmetic(self) -> Iterator[None]:
@@ -135,75 +92,79 @@ class Ambient:
 
         Autocast and TF32 would leave a part of every direction in the row space.
         """
-        precision = torch.get_float32_matmul_precision()
-        try:
-            torch.set_float32_matmul_precision("highest")
-            with contextlib.ExitStack() as stack:
-                stack.enter_context(torch.no_grad())
-                if torch.is_autocast_enabled(self._device):
-                    stack.enter_context(torch.autocast(self._device, enabled=False))
-                yield
-        finally:
-            torch.set_float32_matmul_precision(precision)
-
-    @contextlib.contextmanager
-    def exact(self) -> Iterator[None]:
-        """Run the core in, and rewind at the end."""
-        try:
-            with self.arithmetic():
-                yield
-        finally:
-            torch.clear_autocast_cache()
-            self.rewind()
-
-
-class _RandomState:
-    """The state of one random number generator, and whether forward passes use it."""
-
-    def __init__(self, get: Callable[[], Any], put: Callable[[Any], Any]) -> None:
-        self._get, self._put, self._saved = get, put, get()
-        self.used = True
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._precise(True))
+            stack.enter_context(torch.no_grad())
+            if torch.is_autocast_enabled(self._device):
+                stack.enter_context(torch.autocast(self._device, enabled=False))
+            yield
 
     def restore(self) -> None:
-        self._put(self._saved)
+        """Return to the snapshot for good; may be called again."""
+        self._precise.set(False)
+        self._eager.set(False)
+        torch.clear_autocast_cache()
+        self._return_gradients()
+        for module in self._modules:
+            module.restore()
+        self._random.restore()
 
-    def changed(self) -> bool:
-        return not _same(self._get(), self._saved)
-
-
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, np.ndarray):
-        return bool(np.array_equal(a, b))
-    if isinstance(a, tuple) and any(isinstance(part, np.ndarray | tuple) for part in a):
-        return all(map(_same, a, b))
-    return bool(a == b)  # Python's own state is a tuple of hundreds of integers
-
-
-def _random_states(devices: Sequence[int]) -> list[_RandomState]:
-    """Return every random state that a forward pass may use."""
-    states = [
-        _RandomState(torch.get_rng_state, torch.set_rng_state),
-        _RandomState(random.getstate, random.setstate),
-        _RandomState(np.random.get_state, np.random.set_state),
-    ]
-    return states + [_cuda_state(index) for index in devices]
+    def _return_gradients(self) -> None:
+        for p, gradient in zip(self._parameters, self._gradients, strict=True):
+            if p.grad is not gradient:
+                p.grad = gradient
 
 
-def _cuda_state(index: int) -> _RandomState:
-    return _RandomState(
-        lambda: torch.cuda.get_rng_state(index),
-        lambda state: torch.cuda.set_rng_state(state, index),
-    )
+class _Module:
+    """Attributes and buffers of a module, or some attributes of another object, as they were."""
+
+    def __init__(self, module: object, names: Sequence[str] | None = None) -> None:
+        self._live, self._all = vars(module), names is None
+        self._attributes = {n: self._live[n] for n in (self._live if names is None else names)}
+        self._lists = [(a, list(a)) for a in self._attributes.values() if type(a) is list]
+        self._bound = getattr(module, "_buffers", {}) if names is None else {}
+        self._buffers = {name: b for name, b in self._bound.items() if b is not None}
+        copied = list(self._buffers.values())
+        self._copies = [(t, t.detach().clone()) for t in copied if not t.is_meta]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Its buffers."""
+        return list(self._buffers.values())
+
+    def attributes(self) -> list[Tensor]:
+        """Return tensors that are plain attributes."""
+        return [a for a in self._attributes.values() if isinstance(a, Tensor)]
+
+    def restore(self) -> None:
+        """Put everything back."""
+        for name in [n for n in self._live if self._all and n not in self._attributes]:
+            del self._live[name]
+        for name, value in self._attributes.items():
+            if self._live.get(name, self) is not value:
+                self._live[name] = value
+        for live, copy in self._lists:
+            if not _identical(live, copy):
+                live[:] = copy
+        for name, buffer in self._buffers.items():
+            if self._bound.get(name) is not buffer:
+                self._bound[name] = buffer
+        for buffer, copy in self._copies:
+            buffer.data.copy_(copy)  # not in place: a graph that saved the buffer stays valid
+
+    def unchanged(self) -> bool:
+        """Tell whether nothing has changed."""
+        return (
+            (not self._all or self._live.keys() == self._attributes.keys())
+            and all(self._live.get(name, self) is value for name, value in self._attributes.items())
+            and all(_identical(live, copy) for live, copy in self._lists)
+            and all(self._bound.get(name) is b for name, b in self._buffers.items())
+            and all(torch.equal(buffer, copy) for buffer, copy in self._copies)
+        )
 
 
-def _eager() -> contextlib.AbstractContextManager[Any]:
-    """Make compiled modules run eagerly, if anything was ever compiled."""
-    if "torch._dynamo" in sys.modules:
-        stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
-        return stance
-    return contextlib.nullcontext()
+def _identical(a: list[Any], b: list[Any]) -> bool:
+    return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))
 
 
 def dense(tensor: Tensor, like: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ def _as_it_is(output: Any) -> Any:
     return output
 
 
-class Watch:
+class Finder:
     """Finds the processes that train the weights of a model, once a training loop runs.
 
     Without a known wrapper, weights that have been trained and are still equal on all ranks show
@@ -94,6 +94,10 @@ class Watch:
         if self._found is None or not self._found.known:
             self._found = replicas_of(self._model, self._group)
         return self._found
+
+    def agree(self, flag: bool) -> bool:
+        """Return whether something is true on any rank; to be asked on all."""
+        return bool(self.replicas().collective.agree(flag))
 
     def obstacle(self) -> str:
         """Return why they cannot teleport together, or an empty string; to be asked on all."""

@@ -18,10 +18,6 @@ METADATA = {
 }  # fmt: skip
 """Functions that return no tensor and tell nothing of the elements."""
 
-_WRITERS = {"__setitem__"} | {
-    f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul")
-}
-
 _GLOBALS = dict(vars(F)) | {
     name: (lambda *_: False) for name in vars(F) if name.startswith("has_torch_function")
 }
@@ -67,16 +63,12 @@ def in_turn(steps: Sequence[tuple[Any, tuple[Any, ...]]]) -> Any:
 def plain(tensor: Tensor) -> bool:
     """Tell whether a tensor is a real, dense one, and no stand-in inside ``torch.func``."""
     wrapped: bool = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-    return tensor.layout == torch.strided and tensor.dtype.is_floating_point and not wrapped
+    strided = tensor.layout == torch.strided and not tensor.is_nested
+    return strided and tensor.dtype.is_floating_point and not wrapped
 
 
 def offset(tensor: Tensor) -> int:
     return int(tensor.storage_offset())
-
-
-def in_place(func: Any) -> bool:
-    name = getattr(func, "__name__", "")
-    return name in _WRITERS or (name.endswith("_") and not name.endswith("__"))
 
 
 def composite(func: Any) -> bool:
@@ -87,4 +79,6 @@ def name_of(func: Any) -> str:
     name = getattr(func, "__name__", str(func))
     if name == "__get__":
         name = getattr(getattr(func, "__self__", None), "__name__", name)
+    if func is torch.autograd.grad:
+        return "a gradient that the loss takes by it"
     return "gather (embedding)" if name == "embedding" else name.strip("_")

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Optimizer
 
 from nullport.network import (
     GRADIENT,
@@ -31,13 +30,12 @@ from nullport.network import (
     Vector,
     factored,
 )
-from nullport_torch._ambient import Ambient, NoBackward, dense
+from nullport_torch._ambient import Ambient, dense
+from nullport_torch._backward import Gradients, reentrant
 from nullport_torch._checks import (
     ClosureChanged,
     PassChanged,
-    checked_loss,
     describe,
-    scalar,
     sharing_memory,
     unwrap,
 )
@@ -50,18 +48,20 @@ from nullport_torch._derivatives import (
     with_derivatives,
 )
 from nullport_torch._distributed import Replicas, replicas_of
+from nullport_torch._hooks import speak
 from nullport_torch._lengths import elsewhere, gradients_proper
 from nullport_torch._lookups import Lookups, freed
+from nullport_torch._optimizer import Optimizers
+from nullport_torch._passes import Closure, Passes
+from nullport_torch._reads import Reads
 from nullport_torch._recorder import Added, Recorder, Replacement, Route
 from nullport_torch._seen import Seen, site_of
 from nullport_torch._sharded import Shards, in_parts, is_spread, spread, whole
+from nullport_torch._transaction import Transaction
 from nullport_torch._weights import Weights, strided
-from nullport_torch._zero import step_over_ranks
 
-T = TypeVar("T")
-
-Closure = Callable[[], Tensor]
-"""Runs the forward pass and returns the loss; calls no backward."""
+REPEATS = 1e-3
+"""Relative difference by which a loss may differ when it is computed again: that of rounding."""
 
 
 class TorchGraph(LayerGraph):
@@ -76,14 +76,27 @@ class TorchGraph(LayerGraph):
         guard: Closure | None = None,
         *,
         others: Closure | None = None,
-        optimizer: Optimizer | None = None,
+        optimizer: Optimizers | None = None,
+        frozen: Iterable[object] = (),
         keep: bool = False,
         replicas: Replicas | None = None,
+        distinct: bool = False,
+        twice: bool = False,
     ) -> None:
-        """Wrap a model, the closures over it, and the optimizer that trains it.
+        """Wrap a model, the closures over it, and the optimizers that train it.
 
-        With ``keep`` the gradient at the weights that are settled on may be handed over. Other
-        processes that train the same weights are ``replicas``, by default those of its wrapper.
+        Args:
+            model: The network.
+            closure: The captured batch.
+            guard: Other samples, which have the last word.
+            others: Yet other samples.
+            optimizer: What trains the network.
+            frozen: Modules and generators that must come out as they went in, beside what the
+                closures are seen to read.
+            keep: Whether the gradient at the weights that are settled on may be handed over.
+            replicas: Other processes that train the same weights; by default those of its wrapper.
+            distinct: Whether ``guard`` and ``others`` must not be the captured batch.
+            twice: Whether to make sure that the loss is the same when it is computed again.
         """
         if torch.is_inference_mode_enabled():
             msg = "teleports need gradients: call them outside torch.inference_mode()"
@@ -92,14 +105,19 @@ class TorchGraph(LayerGraph):
         self.collective = self._replicas.collective
         given, model = model, unwrap(model)
         closures = {"batch": closure, "guard": guard, "others": others}
-        self._closures = {name: c for name, c in closures.items() if c is not None}
-        self.batches = frozenset({*self._closures} - {"batch"})
+        present = {name: c for name, c in closures.items() if c is not None}
+        self.batches = frozenset({*present} - {"batch"})
         self._optimizer, self.has_optimizer = optimizer, optimizer is not None
         self._shards = Shards(model)
-        self._ambient = Ambient(model)
+        reads = Reads([*present.values(), *frozen])
+        self._ambient = Ambient(model, reads, passed_by=self._replicas.wrappers)
+        settle = self._shards.settle
+        self._passes = Passes(present, self._ambient, distinct=distinct, before=settle)
         named = list(model.named_parameters())
         self._tensors: list[Tensor] = [p for _, p in named]
-        self._weights = Weights(self._tensors)
+        along = None if optimizer is None else optimizer.copies()
+        self._weights = Weights(self._tensors, along, self._passes.watch.put_back)
+        self._gradients = Gradients(self._tensors, self._shards)
         # Parameters that are spread over ranks are kept in parts; factors would be whole weights.
         self.factors = not any(map(is_spread, self._tensors))
         shared = sharing_memory(self._tensors)
@@ -107,14 +125,15 @@ class TorchGraph(LayerGraph):
         self._live = [i for i, p in enumerate(self._parameters) if p.movable]
         # The core frees inputs as it goes; what is left of them here is their shape.
         self._inputs: list[tuple[torch.Size, weakref.ref[Tensor]]] = []
-        self._half = False
+        self._half = self._in_place = False
+        self._twice = twice
         self._retained: tuple[Tensor, list[Seen], list[Use]] | None = None
         self._unseen: list[int] = []
         self._route = Route()
         self._blocks: list[tuple[int, Layout]] | None = None
         self._guarded: dict[int, list[Tensor]] | None = None
         self._copies: dict[object, Tensor] = {}
-        self._takes_gradients = False
+        self._transaction: Transaction | None = None
         seen_through = model is given or isinstance(given, DistributedDataParallel)
         self._keep = keep and seen_through and self._all_known()
         if not self._live:
@@ -130,30 +149,46 @@ class TorchGraph(LayerGraph):
     @property
     def repeatable(self) -> bool:  # type: ignore[override]
         """Whether a training step would compute the same gradient, and needs no other."""
-        return self._keep
+        return self._keep and not self._gradients.sparse
 
     def _all_known(self) -> bool:
         """Whether a gradient over the live parameters is all that the optimizer's step needs."""
         if self._optimizer is None:
             return False
         live = {id(self._tensors[i]) for i in self._live}
-        trained = [p for group in self._optimizer.param_groups for p in group["params"]]
-        return all(id(p) in live for p in [*trained, *self._tensors] if p.requires_grad)
+        trained = [*self._optimizer.parameters, *self._tensors]
+        return all(id(p) in live for p in trained if p.requires_grad)
 
-    def exact(self) -> contextlib.ExitStack:
+    def exact(self) -> contextlib.AbstractContextManager[None]:
         """Return the context the core runs in, in which wrappers are passed by."""
+        finished: list[Callable[[], object]] = [self._ambient.stacks.restore, speak]
+        if self._optimizer is not None:
+            finished.append(self._optimizer.restore)
         stack = contextlib.ExitStack()
-        stack.enter_context(self._replicas.passed_by())
-        stack.enter_context(self._ambient.exact())
-        stack.callback(self._shards.settle)
-        return stack
 
-    @contextlib.contextmanager
-    def _forward(self, *, grad: bool, everything: bool = False) -> Iterator[None]:
-        """Run the closure in; weights that are gathered for it are gathered anew."""
-        self._shards.settle()
-        with self._ambient.forward(grad=grad, everything=everything):
-            yield
+        def begin() -> None:
+            stack.enter_context(self._replicas.passed_by())
+            stack.enter_context(self._ambient.arithmetic())
+
+        self._transaction = Transaction(
+            begin=begin,
+            undo=[*finished, self._weights.undo],
+            restore=[
+                *finished,
+                self._shards.settle,
+                self._passes.watch.put_back,
+                stack.close,
+                self._ambient.stacks.restore,
+                self._ambient.restore,
+            ],
+            commit=self._weights.commit,
+        )
+        return self._transaction
+
+    def abandon(self) -> None:
+        """Leave everything as it was, if the end of a teleport was interrupted."""
+        if self._transaction is not None:
+            self._transaction.abandon()
 
     def _recorder(
         self,
@@ -163,8 +198,8 @@ class TorchGraph(LayerGraph):
         route: Route | None = None,
     ) -> Recorder:
         gathered = self._shards.gathered if self._shards.any else None
-        tracked = [(i, self._tensors[i]) for i in self._live]
-        return Recorder(tracked, replace, receive, added, route, gathered)
+        tracked, watch = [(i, self._tensors[i]) for i in self._live], self._passes.watch
+        return Recorder(tracked, watch, replace, receive, added, route, gathered)
 
     def weights(self) -> list[Tensor]:
         """Return the current parameters."""
@@ -183,53 +218,68 @@ class TorchGraph(LayerGraph):
             return self._backward(*self._retained, again=again, checked=checked, reused=True)
         self._retained = None
         recorder = self._recorder()
-        with self._forward(grad=True), recorder:
-            loss = checked_loss(self._closures["batch"]())
-        # A training step would also draw random numbers and update buffers.
-        self._keep = self._keep and self._ambient.untouched()
-        # Where one rank hands over and another does not, one waits for the other's backward pass.
-        self._keep = not self.collective.agree(not self._keep)
+        recorder.data = [] if self._passes.asks_for_data else None
+        with self._passes.written_back():
+            loss = self._passes.recorded(recorder)
+            if recorder.data is not None:
+                self._passes.tell(recorder.data)
+            self._in_place = self._gradients.reentrant = recorder.unseen_gradients and reentrant(
+                loss
+            )
+            still = not self._passes.watch.written
+            self._take_note(recorder, still=still)
+            if recorder.differentiated.order:
+                found = self._by_gradients(loss, recorder)
+            else:
+                how = {"again": again and still, "checked": checked, "reused": False}
+                with _naming_nested():
+                    found = self._backward(loss, recorder.seen, recorder.uses, **how)
+        if self._twice:
+            self.repeat(found.loss)
+        return found
+
+    def _take_note(self, recorder: Recorder, *, still: bool) -> None:
+        """Keep what later passes need of a recorded one; ``still`` if it wrote to nothing."""
         self._inputs = [(s.inputs.shape, weakref.ref(s.inputs)) for s in recorder.seen]
+        self._half = any(seen.half for seen in recorder.seen)
         self._route = recorder.route
         self._weights.lengths = self._route.lengths
         recorder.uses += elsewhere(self._route.lengths, recorder.uses)
-        if recorder.lookups:
+        # A training step would also draw random numbers and update buffers.
+        self._keep = self._keep and still and self._ambient.untouched()
+        self._keep = self._keep and not self._route.lengths  # gradients are none of a step's
+        # Where one rank hands over and another does not, one waits for the other's backward pass.
+        self._keep = not self.collective.agree(not self._keep)
+        if recorder.lookups and still:
             tables = {i: self._tensors[i] for i in recorder.lookups}
             rows = {i: [*own, *self._judged(tables[i])] for i, own in recorder.lookups.items()}
             recorder.uses = freed(recorder.uses, recorder.seen, tables, rows)
-        self._keep = self._keep and not self._route.lengths  # gradients are none of a step's
-        if recorder.differentiated.order:
-            return self._by_gradients(loss, recorder)
-        self._half = any(seen.half for seen in recorder.seen)
-        how = {"again": again, "checked": checked, "reused": False}
-        return self._backward(loss, recorder.seen, recorder.uses, **how)
+
+    def repeat(self, loss: Tensor | float, *, joint: bool = False) -> None:
+        """Make sure that the loss of the captured batch is the same again, at the same weights.
+
+        Args:
+            loss: What it was.
+            joint: Whether that is the loss of all replicas together.
+
+        Raises:
+            ClosureChanged: If it is not.
+        """
+        self._twice = False
+        value = self._passes.value("batch")
+        again = float(self.collective.mean(value) if joint else value)
+        tolerance = REPEATS ** (0.5 if self._half else 1.0)
+        if abs(again - float(loss)) > tolerance * abs(float(loss)):
+            how = f"its loss was {float(loss):.6g}, then {again:.6g} at the same weights"
+            raise ClosureChanged(how)
 
     def gradient(
         self, batch: str = "batch", shift: Dense | None = None
     ) -> tuple[Tensor, list[Tensor | None]]:
         """Run forward and backward at ``w - shift``, and record nothing."""
-        everything = batch != "batch"
-        with self._weights.shifted(shift, -1.0, self._live):
-            with self._forward(grad=True, everything=everything), NoBackward():
-                loss = checked_loss(self._closures[batch]())
+        with self._weights.shifted(shift, -1.0, self._live), self._passes.written_back():
+            loss = self._passes.loss(batch)
             return loss.detach(), self._gradients(loss, self._live)
-
-    def _gradients(
-        self, loss: Tensor, asked: Sequence[int], edges: Sequence[Any] = (), *, again: bool = False
-    ) -> list[Tensor | None]:
-        """Return the gradients of all parameters, None where not asked for, and of the edges."""
-        live: list[Any] = [self._tensors[i] for i in asked]
-        flat: Sequence[Tensor | None]
-        if self._shards.any:
-            flat = self._shards.gradients(loss, live, edges)
-        else:
-            inputs = [*live, *edges]
-            with torch.enable_grad():
-                flat = torch.autograd.grad(loss, inputs, allow_unused=True, retain_graph=again)
-        gradients: list[Tensor | None] = [None] * len(self._tensors)
-        for i, gradient in zip(asked, flat, strict=False):
-            gradients[i] = None if gradient is None else spread(gradient, self._tensors[i])
-        return [*gradients, *flat[len(live) :]]
 
     def _backward(
         self,
@@ -252,10 +302,7 @@ class TorchGraph(LayerGraph):
         for index, use in known.items():
             gradients[index] = self._gradient_of(index, use, sites)
         if not any(gradient is not None for gradient in gradients):
-            msg = (
-                "no trainable parameter of the model takes part in the loss (activation "
-                "checkpointing has to be used with use_reentrant=False)"
-            )
+            msg = "no trainable parameter of the model takes part in the loss"
             raise ValueError(msg)
         keep = again and self.factors and all(s.replayable for s in seen)
         self._retained = (loss, seen, uses) if keep else None
@@ -265,12 +312,11 @@ class TorchGraph(LayerGraph):
 
     def _judged(self, table: Tensor) -> list[Tensor]:
         """Return the rows of a table that the guard batch looks up."""
-        if "guard" not in self._closures:
+        if "guard" not in self.batches:
             return []
         if self._guarded is None:
             watch = Lookups()
-            with self._forward(grad=True, everything=True), watch:
-                self._closures["guard"]()
+            self._passes.watched("guard", watch)
             self._guarded = watch.rows
         return self._guarded.get(id(table), [])
 
@@ -336,6 +382,11 @@ class TorchGraph(LayerGraph):
         if self._blocks is not None:
             self._replay_gradients(v, scale, receive)
             return
+        if self._in_place:  # checkpoints recompute from the parameters themselves
+            formed = [a.dense() if isinstance(a, LowRank) else a for a in v]
+            with self._weights.shifted(formed, scale, self._live):
+                self._watch(None, lambda index, inputs: receive(index, inputs.detach()))
+            return
         apart = self._route.parted  # of these not the weight is applied, but what is made of it
         v = [a.dense() if isinstance(a, LowRank) and i in apart else a for i, a in enumerate(v)]
         added = {i: a for i, a in enumerate(v) if isinstance(a, LowRank)}, scale
@@ -365,6 +416,9 @@ class TorchGraph(LayerGraph):
         if self._blocks is not None:
             msg = "the loss differentiates by inputs: its gradients are differenced as a whole"
             raise TangentUnavailable(msg)
+        if self._in_place:
+            msg = "the closure checkpoints activations in the reentrant way"
+            raise TangentUnavailable(msg)
         if self._unseen:
             msg = f"{self._parameters[self._unseen[0]].name} is used where it is not visible"
             raise TangentUnavailable(msg)
@@ -390,7 +444,7 @@ class TorchGraph(LayerGraph):
 
     def _watch(
         self,
-        replace: Replacement,
+        replace: Replacement | None,
         receive: Receive,
         primal: Callable[[Tensor], Tensor] | None = None,
         added: Added | None = None,
@@ -422,45 +476,32 @@ class TorchGraph(LayerGraph):
 
         def run(*, grad: bool) -> Recorder:
             recorder = self._recorder(replace, checked, added, self._route)
-            with self._forward(grad=grad), recorder:
-                self._closures["batch"]()
+            self._passes.replayed(recorder, grad=grad or replace is None)
             return recorder
 
-        recorder = self._without_graph(run)
+        recorder = self._passes.without_graph(run)
         if recorder.sites != len(self._inputs):
             how = f"{recorder.sites} linear maps, before {len(self._inputs)}"
             raise later(how)
 
     def loss(self, batch: str = "batch", shift: Dense | None = None) -> Tensor:
         """Return the loss of a batch at ``w - shift``."""
-
-        def run(*, grad: bool) -> Tensor:
-            everything = batch != "batch"
-            with self._forward(grad=grad, everything=everything), NoBackward():
-                return scalar(self._closures[batch]()).detach()
-
         with self._weights.shifted(shift, -1.0, self._live):
-            return self._without_graph(run)
-
-    def _without_graph(self, run: Callable[..., T]) -> T:
-        """Run a pass without gradients, unless the closure itself takes some (a penalty)."""
-        if not self._takes_gradients:
-            try:
-                return run(grad=False)
-            except RuntimeError as error:
-                if "does not require grad" not in str(error):
-                    raise
-                self._takes_gradients = True
-        return run(grad=True)
+            return self._passes.value(batch)
 
     def optimizer_step(self, gradients: Dense) -> list[Tensor | None]:
-        """Return what the optimizer would subtract, by running a copy of it."""
+        """Return what the optimizer would subtract: it takes the step, which is undone."""
         if self._optimizer is None:
             msg = "this objective reads the optimizer's step: pass optimizer="
             raise ValueError(msg)
         proper = gradients_proper(gradients, self._tensors, self._route.lengths)
-        by_id = {id(p): g for p, g in zip(self._tensors, proper, strict=True)}
-        return step_over_ranks(self._optimizer, self._tensors, by_id, self.collective)
+        by_id = {
+            id(p): self._gradients.as_taken(i, g)
+            for i, (p, g) in enumerate(zip(self._tensors, proper, strict=True))
+        }
+        self._shards.settle()
+        moved = self._optimizer.step(by_id, self.collective)
+        return [moved.get(id(p)) for p in self._tensors]
 
     def pack(self, direction: Matrix) -> Any:
         """Keep a direction in parts where the weights are."""
@@ -489,3 +530,15 @@ class TorchGraph(LayerGraph):
         self._retained = None
         self._inputs = []
         self._copies = {}
+
+
+@contextlib.contextmanager
+def _naming_nested() -> Iterator[None]:
+    """Say that nested tensors are what torch takes no gradient of."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "nested" not in str(error).lower():
+            raise
+        msg = f"the network computes on nested tensors, and torch takes no gradient there: {error}"
+        raise ValueError(msg) from error

@@ -26,7 +26,6 @@ from torch.nn import Parameter
 from torch.overrides import TorchFunctionMode
 
 from nullport.network import LowRank, NotSeparable, Part, Use
-from nullport_torch._ambient import BackwardCalled
 from nullport_torch._calls import PARSERS, Call
 from nullport_torch._conv import Geometry
 from nullport_torch._copies import (
@@ -35,13 +34,11 @@ from nullport_torch._copies import (
     follows,
     numbered,
     scales_by_activations,
-    tensors,
 )
 from nullport_torch._derivatives import Differentiated
 from nullport_torch._functions import (
     METADATA,
     composite,
-    in_place,
     in_turn,
     name_of,
     offset,
@@ -63,6 +60,7 @@ from nullport_torch._seen import (
     weight_layout,
 )
 from nullport_torch._sharded import is_spread, whole
+from nullport_torch._watch import Watch, add_data, tensors_in, writes
 from nullport_torch._weights import span
 
 _COPIES = {
@@ -133,6 +131,8 @@ class Recorder(TorchFunctionMode):
         sites: Number of sites so far.
         inputs: Inputs of the sites, with their graph (recording only).
         lookups: Rows that are looked up, by parameter (recording only).
+        data: What tells the batch from another, if a list is put here.
+        unseen_gradients: Whether a parameter was used where no gradient is taken.
         differentiated: What the closure differentiates by.
         route: What was followed (recording), or is to be followed again.
     """
@@ -140,6 +140,7 @@ class Recorder(TorchFunctionMode):
     def __init__(
         self,
         tracked: Sequence[tuple[int, Tensor]],
+        watch: Watch,
         replace: Replacement | None = None,
         receive: Receive | None = None,
         added: Added | None = None,
@@ -155,6 +156,9 @@ class Recorder(TorchFunctionMode):
         Outputs of maps whose weights move in factors get what the move adds to them.
         """
         super().__init__()
+        self.data: list[Any] | None = None
+        self.unseen_gradients = False
+        self._watch = watch
         self.seen: list[Seen] = []
         self.uses: list[Use] = []
         self.sites = 0
@@ -235,10 +239,12 @@ class Recorder(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func is Tensor.backward:
-            raise BackwardCalled
-        if not any(self._parameters_of(a) for a in tensors((args, kwargs))):
+        self._watch.before(func, args, kwargs)
+        if self.data is not None:
+            add_data(self.data, args, kwargs)
+        if not any(self._parameters_of(a) for a in tensors_in((args, kwargs))):
             return self._untouched(func, args, kwargs)
+        self.unseen_gradients = self.unseen_gradients or not torch.is_grad_enabled()
         if func is torch._weight_norm and self._has_length(*args[:2]):
             return self._normed(*args)
         if func in KERNELS or func in CELLS:
@@ -406,7 +412,7 @@ class Recorder(TorchFunctionMode):
             self._see(call, part, held.detach(), out)
             self._use(call, part, index)
         if self._receive is None:
-            for value in tensors((args, kwargs)):
+            for value in tensors_in((args, kwargs)):
                 if value is not call.w and value is not call.b:
                     self._other_use(value, call.kind)
 
@@ -459,12 +465,12 @@ class Recorder(TorchFunctionMode):
 
     def _other(self, func: Any, out: Any, args: Any, kwargs: Any) -> None:
         """Record a use that is no linear map, unless its outputs can be followed."""
-        outputs = list(tensors(out))
+        outputs = list(tensors_in(out))
         name = name_of(func)
         if not outputs and (name in METADATA or getattr(func, "__name__", "") == "__get__"):
             return
-        values = [v for v in tensors((args, kwargs)) if self._parameters_of(v)]
-        written = in_place(func) or kwargs.get("out") is not None or not outputs
+        values = [v for v in tensors_in((args, kwargs)) if self._parameters_of(v)]
+        written = writes(func, args, kwargs) or not outputs
         if not written and all(self._same(func, v, o) for v in values for o in outputs):
             return
         wrapped = torch._C._functorch.is_functorch_wrapped_tensor((outputs or values)[0])
@@ -499,7 +505,7 @@ class Recorder(TorchFunctionMode):
         index, self._followed = self._followed, self._followed + 1
         if self._receive is not None and not self.route.scaled:
             known = self.route.copies[index] if index < len(self.route.copies) else None
-            for o in tensors(out) if known is not None else ():
+            for o in tensors_in(out) if known is not None else ():
                 self._copies[id(o)] = _Copy(weakref.ref(o), [], known or frozenset())
             return known is not None
         try:
@@ -517,12 +523,14 @@ class Recorder(TorchFunctionMode):
         for value in left:
             self._other_use(value, name_of(func))
         used = [
-            self._parameters_of(v) for v in tensors((args, kwargs)) if not any(v is x for x in left)
+            self._parameters_of(v)
+            for v in tensors_in((args, kwargs))
+            if not any(v is x for x in left)
         ]
         parameters = frozenset().union(*used)
         if self._receive is None:
             self.route.copies.append(parameters)
-        for o, own in zip(tensors(out), terms, strict=True):
+        for o, own in zip(tensors_in(out), terms, strict=True):
             self._copies[id(o)] = _Copy(weakref.ref(o), own, parameters)
         self._copied = True
         return True

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
@@ -57,6 +56,30 @@ def local(tensor: Tensor) -> Tensor:
     return found
 
 
+def held_part(tensor: Any) -> Tensor:
+    """Return the very tensor that holds this rank's part of one that is spread."""
+    found: Tensor = tensor._local_tensor
+    return found
+
+
+def hold_part(tensor: Any, part: Tensor) -> None:
+    """Make a tensor that is spread hold a part again."""
+    if tensor._local_tensor is not part:
+        tensor._local_tensor = part
+
+
+def with_part(part: Tensor, like: Tensor) -> Tensor:
+    """Return a tensor spread as ``like`` is, of which this rank has ``part``."""
+    from torch.distributed.tensor import DTensor
+
+    assert isinstance(like, DTensor)
+    shape, stride = like.shape, like.stride()
+    found: Tensor = DTensor.from_local(
+        part, like.device_mesh, like.placements, run_check=False, shape=shape, stride=stride
+    )
+    return found
+
+
 def spread(tensor: Tensor, like: Tensor) -> Tensor:
     """Return a tensor, whole or spread in another way, spread over ranks as ``like`` is."""
     if not is_spread(like):
@@ -94,6 +117,20 @@ def in_parts(tensor: Tensor, like: Tensor) -> Tensor:
     return found
 
 
+def settle(model: nn.Module) -> None:
+    """Free gathered weights, so that the parameters of a model are those that are trained."""
+    _reshard(_gathering(model))
+
+
+def _gathering(model: nn.Module) -> list[nn.Module]:
+    return [m for m in model.modules() if is_gathering(m)]
+
+
+def _reshard(modules: Sequence[nn.Module]) -> None:
+    for module in modules:
+        module.reshard()  # type: ignore[operator]
+
+
 class Shards:
     """What ``fully_shard`` has to do with a model.
 
@@ -103,7 +140,7 @@ class Shards:
 
     def __init__(self, model: nn.Module) -> None:
         """Find the modules whose weights are gathered for their calls, and free those."""
-        self._modules = [m for m in model.modules() if is_gathering(m)]
+        self._modules = _gathering(model)
         self.any = bool(self._modules)
         self.settle()
         self._parameters = list(model.parameters())  # not the gathered ones
@@ -119,8 +156,7 @@ class Shards:
 
     def settle(self) -> None:
         """Free gathered weights, so that the next pass gathers what they are then."""
-        for module in self._modules:
-            module.reshard()  # type: ignore[operator]
+        _reshard(self._modules)
 
     def gathered(self, tensor: Tensor) -> int | None:
         """Return the index of the parameter that a gathered weight stands for, if it is one."""
@@ -174,16 +210,3 @@ def sample_groups(model: nn.Module) -> list[dist.ProcessGroup]:
                 if mesh is not None and mesh not in meshes:
                     meshes.append(mesh)
     return [(m if m.ndim == 1 else m._flatten()).get_group() for m in meshes]
-
-
-def copies(optimizer: torch.optim.Optimizer) -> dict[int, Any]:
-    """Return copies of what a deep copy of an optimizer cannot copy, by ``id``."""
-    held = [p for group in optimizer.param_groups for p in group["params"]]
-    held += [v for state in optimizer.state.values() for v in state.values()]
-    found: dict[int, Any] = {}
-    for tensor in held:
-        if is_spread(tensor):
-            copy = tensor.detach().clone()
-            parameter = isinstance(tensor, nn.Parameter)
-            found[id(tensor)] = nn.Parameter(copy) if parameter else copy
-    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,73 +14,124 @@ from nullport_torch._sharded import local, spread, whole
 
 
 class Weights:
-    """The parameters of a model, and a copy of each that has changed.
+    """The parameters of a model, what moves along, and a copy of each that has changed.
 
-    Writes go through ``.data``: a retained graph then sees the new weights and stays valid.
+    Writes go through ``.data``: a retained graph then sees the new weights and stays valid. Copies
+    are made before a write and freed by :meth:`commit` alone, so that :meth:`undo` is right after
+    whatever interrupts anything in between. Of weights that are spread over ranks, this rank
+    writes its parts.
 
     Attributes:
         lengths: Weights given by direction and length; the length follows the direction.
     """
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        """Hold the parameters; nothing is copied before it changes."""
+    def __init__(
+        self,
+        tensors: Sequence[Tensor],
+        along: Mapping[int, Sequence[Tensor]] | None = None,
+        before: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Hold the parameters; nothing is copied before it changes.
+
+        Args:
+            tensors: The parameters.
+            along: Copies of a parameter that an optimizer keeps, by its ``id``: they move too.
+            before: Called before a shift is undone: puts back what was written at the shifted
+                weights.
+        """
         self.tensors, self._parts = list(tensors), [local(p) for p in tensors]
-        self._backup: dict[int, Tensor] = {}
+        kept = along or {}
+        self._along = [[local(copy) for copy in kept.get(id(p), ())] for p in tensors]
+        self._before = before
+        self._backup: dict[int, tuple[Tensor, Tensor]] = {}
+        self._shifted: dict[int, tuple[Tensor, Tensor]] = {}
+        self._moved = True
         self.lengths: list[Length] = []
 
     def move(self, change: Change) -> None:
         """Add a change to its parameter, keeping a copy of what was there at first."""
-        p, part = self.tensors[change.parameter], self._parts[change.parameter]
-        if change.parameter not in self._backup:
-            self._backup[change.parameter] = part.detach().clone()
+        index = change.parameter
+        p, part, along = self.tensors[index], self._parts[index], self._along[index]
+        self._save(index)
+        before = part.detach().clone() if along else part
         if p is part:
             _add(p.data, change)
         else:  # the whole of one weight at a time
             old = whole(p)
             _add(old, change)
             part.copy_(local(spread(old, p)))
-        self._follow(change.parameter)
+        for copy in along:  # in the copy's own dtype, which may be wider
+            copy.data.add_(part.detach().to(copy.dtype) - before.to(copy.dtype))
+        self._follow(index)
+
+    def _save(self, index: int) -> None:
+        """Copy a parameter, and what moves along, before the first write."""
+        for tensor in (self._parts[index], *self._along[index]):
+            if id(tensor) not in self._backup:
+                self._backup[id(tensor)] = (tensor, tensor.detach().clone())
+
+    def _saved(self, index: int) -> Tensor:
+        return self._backup[id(self._parts[index])][1]
 
     def _follow(self, index: int) -> None:
         """Give directions the lengths at which the ratios are what they were."""
         for v, g, dim in self.lengths:
             if v != index:
                 continue
-            if g not in self._backup:
-                self._backup[g] = self.tensors[g].detach().clone()
-            ends = (self.tensors[v].data, self._backup[v])
-            now, before = (torch.norm_except_dim(end, 2, dim) for end in ends)
-            self.tensors[g].data.copy_(self._backup[g] * (now / before))
+            self._save(g)
+            now, before = (
+                torch.norm_except_dim(end, 2, dim) for end in (self.tensors[v].data, self._saved(v))
+            )
+            old, length = self._saved(g), self.tensors[g]
+            length.data.copy_(old * (now / before))
+            for copy in self._along[g]:
+                grown = length.detach().to(copy.dtype) - old.to(copy.dtype)
+                copy.data.copy_(self._backup[id(copy)][1] + grown)
 
     def keep(self, share: float) -> None:
-        """Keep a share of every change; after all or nothing, the copies are freed."""
-        for index, copy in self._backup.items():
-            p = self._parts[index]
+        """Keep a share of every change."""
+        self._moved = share != 0
+        for tensor, copy in self._backup.values():
             if share == 0:
-                p.data.copy_(copy)
-            elif share == 1:
-                torch.autograd.graph.increment_version(p)
-            else:
-                wide = torch.promote_types(p.dtype, torch.float32)
-                p.data.copy_(torch.lerp(copy.to(wide), p.data.to(wide), share))
+                tensor.data.copy_(copy)
+            elif share != 1:
+                wide = torch.promote_types(tensor.dtype, torch.float32)
+                tensor.data.copy_(torch.lerp(copy.to(wide), tensor.data.to(wide), share))
         if share not in (0, 1):
-            for index in [*self._backup]:
-                self._follow(index)
-        if share in (0, 1):
-            self._backup.clear()
+            for v in dict.fromkeys(own.direction for own in self.lengths):
+                if id(self._parts[v]) in self._backup:
+                    self._follow(v)
+
+    def commit(self) -> None:
+        """Settle on the weights as they are, and free the copies."""
+        for tensor, _ in self._backup.values():
+            if self._moved:
+                torch.autograd.graph.increment_version(tensor)
+        self._backup = {}
+
+    def undo(self) -> None:
+        """Put every weight back, whatever was under way; may be called again."""
+        self._unshift()
+        self.keep(0)
 
     @contextlib.contextmanager
     def shifted(self, v: Dense | None, scale: float, indices: Sequence[int]) -> Iterator[None]:
         """Move the given parameters by ``scale v``, for the time of a pass."""
         moves = {} if v is None else {i: a for i in indices if (a := v[i]) is not None}
-        saved = {i: self._parts[i].detach().clone() for i in moves}
         try:
             for i, move in moves.items():
-                self._parts[i].data.add_(local(spread(move, self.tensors[i])), alpha=scale)
+                part = self._parts[i]
+                self._shifted[i] = (part, part.detach().clone())
+                part.data.add_(local(spread(move, self.tensors[i])), alpha=scale)
             yield
         finally:
-            for i, copy in saved.items():
-                self._parts[i].data.copy_(copy)
+            self._unshift()
+
+    def _unshift(self) -> None:
+        self._before()
+        for part, copy in self._shifted.values():
+            part.data.copy_(copy)
+        self._shifted = {}
 
 
 def strided(tensor: Tensor, layout: Layout) -> Tensor:

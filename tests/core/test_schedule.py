@@ -137,12 +137,27 @@ def test_a_resumed_run_goes_on_bit_for_bit() -> None:
     whole.train(range(12))
     first.train(range(7))
     state = json.loads(json.dumps(first.state_dict()))
-    second = Descent(every="auto")
+    second = Descent()
     second.load_state_dict(state)
     second.graph = first.graph
     second.train(range(7, 12))
     assert second.state_dict() == whole.state_dict()
     assert all(map(np.array_equal, second.graph.values, whole.graph.values))
+
+
+def test_what_was_given_wins_over_a_state() -> None:
+    """A resumed run may be extended, and teleport more or less often."""
+    first = Descent(every=3, horizon=100)
+    first.train(range(7))
+    state = first.state_dict()
+    second = Descent(every=5, horizon=400)
+    second.load_state_dict(state)
+    policy = second.state_dict()["policy"]
+    assert (policy["every"], policy["horizon"], policy["interval"]) == (5, 400, 5.0)
+    assert policy["due"] == min(state["policy"]["due"], state["policy"]["step"] + 5)
+    third = Descent(every="auto")
+    third.load_state_dict(state)
+    assert third.state_dict()["policy"] == {**state["policy"], "every": None}
 
 
 @pytest.mark.parametrize(
@@ -168,7 +183,7 @@ def test_bad_states_are_refused_whole(change: Any, error: type[Exception], words
     assert teleporter.state_dict() == before
 
 
-@pytest.mark.parametrize("horizon", [0, -1, 1.0, True, "10", None])
+@pytest.mark.parametrize("horizon", [0, -1, 1.0, True, "10"])
 def test_bad_horizon(horizon: Any) -> None:
     with pytest.raises(ValueError, match=r"invalid horizon: .*; allowed: an integer of at least 1"):
         Rule.parse("auto", horizon)
@@ -299,7 +314,7 @@ def test_a_state_is_plain_and_resumes_bit_for_bit_at_every_step() -> None:
     whole = Descent(every="auto")
     whole.train(range(14))
     for cut in range(1, 14):
-        first, second = Descent(every="auto"), Descent(every=5)
+        first, second = Descent(every="auto"), Descent()
         first.train(range(cut))
         state = json.loads(json.dumps(first.state_dict()))
         second.load_state_dict(state)

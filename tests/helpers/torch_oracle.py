@@ -21,6 +21,7 @@ from nullport._step import _parts
 from nullport._teleport import _Run
 from nullport.network import Change
 from nullport_torch._graph import TorchGraph
+from nullport_torch._optimizer import Optimizers
 from nullport_torch._weights import _add
 
 Closure = Callable[[], Tensor]
@@ -137,7 +138,8 @@ def teleport_directions(
 ) -> dict[str, npt.NDArray[np.float64]]:
     """Return nullport's projected direction of every block, (..., out, features), by name."""
     config = config or TeleportConfig(projection="threshold", tangent=tangent)  # type: ignore[arg-type]
-    graph = TorchGraph(model, closure, others=others, optimizer=optimizer)
+    trained = None if optimizer is None else Optimizers(optimizer, model)
+    graph = TorchGraph(model, closure, others=others, optimizer=trained)
     engine = _Spy(config.tangent)
     with graph.exact():
         run = _Run(graph, config, engine, None)

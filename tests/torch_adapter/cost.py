@@ -18,6 +18,7 @@ from nullport import TeleportConfig
 from nullport import teleport as run
 from nullport_torch import teleport
 from nullport_torch._graph import TorchGraph
+from nullport_torch._optimizer import Optimizers
 from nullport_torch._ranks import Ranks
 
 SIZES = ((64, 64), (64, 64), (8, 64))
@@ -46,7 +47,7 @@ def exchanged(rank: int, samples: int, others: bool) -> Any:
     (x, y), (ox, oy) = (batch(samples, 2 * rank + i, torch.float64) for i in range(2))
     more: dict[str, Any] = {}
     if others:
-        more["optimizer"] = torch.optim.SGD(model.parameters(), lr=1e-4)
+        more["optimizer"] = Optimizers(torch.optim.SGD(model.parameters(), lr=1e-4), model)
         more["others"] = lambda: cross_entropy(model(ox), oy)
     graph = TorchGraph(model, lambda: cross_entropy(model(x), y), **more)
     report = run(graph, replace(FREE, objective="look_ahead" if others else "grad_norm"))

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from nullport import TeleportConfig, _verdict
 from nullport._report import Cause
 from nullport_torch import inspect, teleport
-from nullport_torch._optimizer import step_of_copy
+from nullport_torch._optimizer import Optimizers
 
 Closure = Callable[[], Tensor]
 Make = Callable[[nn.Module], Optimizer]
@@ -79,13 +79,13 @@ def _stepped(model: nn.Module, optimizer: Optimizer, closure: Closure) -> tuple[
 
 
 @EVERY_OPTIMIZER
-def test_step_of_a_copy_is_the_step(name: str) -> None:
+def test_the_step_foreseen_is_the_step(name: str) -> None:
     model, closure, *_ = _made()
     optimizer = _warm(model, closure, OPTIMIZERS[name])
     before = Snapshot(model, optimizer)
     gradients = _gradients(model, closure)
-    steps = step_of_copy(
-        optimizer, {id(p): g for p, g in zip(model.parameters(), gradients, strict=True)}
+    steps = Optimizers(optimizer, model).step(
+        {id(p): g for p, g in zip(model.parameters(), gradients, strict=True)}
     )
     before.assert_unchanged()
     twin, _ = _stepped(model, optimizer, closure)

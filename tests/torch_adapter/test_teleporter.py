@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.state import Snapshot
 from torch import Tensor, nn
 
 from nullport import TeleportConfig, TeleportReport
@@ -43,7 +44,7 @@ def _run(teleporter: Teleporter, closure: Callable[[], Tensor], steps: int, **kw
 
 
 def test_a_closure_that_does_not_keep_its_batch_is_told_of_once() -> None:
-    """Where it was given: at the line that called ``maybe_step``."""
+    """At the line that called ``maybe_step``; there is no teleport then."""
     model, closure = _made()
 
     class Step:
@@ -51,13 +52,16 @@ def test_a_closure_that_does_not_keep_its_batch_is_told_of_once() -> None:
             return closure()
 
     teleporter = Teleporter(model, torch.optim.SGD(model.parameters(), 0.01), every=1)
-    with pytest.warns(UserWarning, match="a kept Step sees the batch of the present") as warned:
+    teleporter.maybe_step(Step())
+    teleporter.maybe_step(Step())
+    with pytest.warns(UserWarning, match="batch of the present step.*loss_fn, batch") as warned:
         teleporter.maybe_step(Step())
     (one,) = warned
     assert Path(one.filename).name == Path(__file__).name
     assert "maybe_step" in linecache.getline(one.filename, one.lineno)
     for _ in range(3):  # warnings are errors
         teleporter.maybe_step(Step())
+    assert teleporter.history == []
 
 
 @pytest.mark.parametrize("given", ["a function", "a guard", "no optimizer"])
@@ -105,7 +109,7 @@ def test_nothing_yet() -> None:
     teleporter = Teleporter(model)
     assert teleporter.last is None
     assert teleporter.history == []
-    assert teleporter.summary() == "0 teleports, 0 accepted"
+    assert teleporter.summary() == "0 teleports, 0 accepted; phase: unknown"
 
 
 def test_summary_has_a_line_per_teleport() -> None:
@@ -114,7 +118,7 @@ def test_summary_has_a_line_per_teleport() -> None:
     teleporter = Teleporter(model, config=CONFIG)
     first, second = teleporter.step(closure), teleporter.step(closure, _refusing)
     lines = teleporter.summary().splitlines()
-    assert lines[0] == "2 teleports, 1 accepted"
+    assert lines[0] == "2 teleports, 1 accepted; phase: training"
     assert lines[1].endswith(": accepted")
     assert f"{first.loss_before:.4g}" in lines[1]
     assert lines[2].endswith(f"refused: {second.reason}")
@@ -134,7 +138,7 @@ def test_state_round_trip(every: int | str) -> None:
     one = Teleporter(model, every=every, config=CONFIG)
     _run(one, closure, 12)
     state = json.loads(json.dumps(one.state_dict()))
-    two = Teleporter(model, every="auto", config=CONFIG)
+    two = Teleporter(model, config=CONFIG)
     two.load_state_dict(state)
     assert two.state_dict() == one.state_dict()
     assert _run(two, closure, 12) == _run(one, closure, 12)
@@ -161,15 +165,27 @@ def test_bad_every(every: Any) -> None:
         Teleporter(_made()[0], every=every)
 
 
-def test_an_error_leaves_the_teleport_due() -> None:
+def test_an_error_is_told_of_once_and_training_goes_on() -> None:
+    """By hand it is raised. The next try is as far away as after a refusal."""
     model, closure = _made()
     teleporter = Teleporter(model, every=2, config=CONFIG)
     teleporter.maybe_step(closure)
     teleporter.maybe_step(closure)
+    before = Snapshot(model)
+
+    def broken() -> Tensor:
+        return closure() / (1 // 0)
+
+    with pytest.warns(UserWarning, match="no teleport: integer division") as warned:
+        assert teleporter.maybe_step(broken) is None
+    assert Path(warned[0].filename).name == Path(__file__).name
     with pytest.raises(ZeroDivisionError):
-        teleporter.maybe_step(lambda: closure() / (1 // 0))
+        teleporter.step(broken)
+    before.assert_unchanged()
     assert teleporter.history == []
-    assert teleporter.maybe_step(closure) is not None
+    assert [teleporter.maybe_step(closure) is not None for _ in range(2)] == [False, True]
+    for _ in range(4):  # warnings are errors
+        teleporter.maybe_step(broken)
 
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {

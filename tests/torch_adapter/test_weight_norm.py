@@ -15,6 +15,7 @@ from nullport import TeleportConfig
 from nullport.network import Change
 from nullport_torch import teleport
 from nullport_torch._graph import TorchGraph
+from nullport_torch._optimizer import Optimizers
 
 V = "1.parametrizations.weight.original1"
 G = "1.parametrizations.weight.original0"
@@ -112,7 +113,7 @@ def test_a_share_of_a_move_has_the_same_ratio(share: float) -> None:
 
 def test_the_optimizer_sees_gradients_proper() -> None:
     model, closure = _net()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = Optimizers(torch.optim.SGD(model.parameters(), lr=0.1), model)
     graph = TorchGraph(model, closure, optimizer=optimizer)
     step = graph.optimizer_step(list(graph.linearize().gradients))  # type: ignore[arg-type]
     proper = torch.autograd.grad(closure(), list(model.parameters()))

@@ -59,7 +59,7 @@ def test_nothing_is_kept_bit_for_bit(before: tuple[float, ...], dtype: torch.dty
 
 
 def test_what_is_kept_is_seen_by_graphs_that_saved_the_weight() -> None:
-    """Only the last call tells: a share that is tried is not yet what is settled on."""
+    """Only the end tells: a share that is tried is not yet what is settled on."""
     model, closure, delta = made(torch.float32)
     graph = TorchGraph(model, closure)
     versions = [model.weight._version, model.bias._version]
@@ -69,6 +69,9 @@ def test_what_is_kept_is_seen_by_graphs_that_saved_the_weight() -> None:
     assert model.weight._version == versions[0]
     graph.keep(1.0)
     assert torch.equal(model.weight, kept)
+    assert model.weight._version == versions[0]
+    with graph.exact():  # at its end the move is settled on
+        pass
     assert [model.weight._version, model.bias._version] == [versions[0] + 1, versions[1]]
     graph.keep(0.0)  # the copies are gone
     assert torch.equal(model.weight, kept)

@@ -12,6 +12,7 @@ import nullport as core
 from nullport import LayerReport, TeleportConfig
 from nullport.lab.backends import Backend
 from nullport_torch._graph import TorchGraph
+from nullport_torch._optimizer import Optimizers
 from nullport_torch.lab.baselines import NAMES
 
 
@@ -60,7 +61,7 @@ def graph(given: object) -> TorchGraph:
     if not fits or not all(isinstance(optimizer, Optimizer) for optimizer in rest):
         msg = f"returned ({', '.join(map(_describe, given))}), expected {expected}"
         raise TypeError(msg)
-    return TorchGraph(model, closure, optimizer=rest[0] if rest else None)
+    return TorchGraph(model, closure, optimizer=Optimizers(rest[0], model) if rest else None)
 
 
 def trainer(*args: Any) -> Any:
