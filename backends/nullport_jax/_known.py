@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
@@ -26,7 +27,7 @@ def of(array: Any) -> Value | None:
 
 def _worth(array: Any) -> bool:
     # JAX's own test: dtypes of random keys are none of NumPy's.
-    discrete = jax.dtypes.issubdtype(array.dtype, np.integer) or array.dtype == bool
+    discrete = jnp.issubdtype(array.dtype, jnp.integer) or array.dtype == bool
     return bool(discrete and np.prod(array.shape, dtype=np.int64) <= SMALL)
 
 
