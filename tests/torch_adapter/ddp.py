@@ -310,3 +310,32 @@ def tampered(rank: int, when: str) -> Any:
         report = teleport(model, loss, config=config)
     same = torch.equal(before, flat(model))
     return {"report": facts(report), "reason": report.reason, "same": same}
+
+
+def interrupted(rank: int, at: int) -> Any:
+    """Train with teleports; the closure of rank 1 fails once, at its ``at``-th call."""
+    model = Wrapped(network())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    config = TeleportConfig(objective="look_ahead", radius=0.02, max_loss_change=1e9)
+    teleporter, calls = Teleporter(model, optimizer, every=3, config=config), 0
+
+    def loss_fn(given: Batch) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if rank == 1 and calls == at:
+            raise KeyError("sample 17")
+        return cross_entropy(model(given[0]), given[1])
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for step in range(13):
+            given = batch(6, 10 * step + rank)
+            teleporter.maybe_step(loss_fn, given)
+            optimizer.zero_grad()
+            cross_entropy(model(given[0]), given[1]).backward()
+            optimizer.step()
+    return {
+        "apart": spread(flat(model)),
+        "steps": [int(report.step or 0) for report in teleporter.history],
+        "said": [str(w.message) for w in caught if "no teleport" in str(w.message)],
+    }

@@ -28,6 +28,8 @@ from torch_adapter.ddp import INPUTS, OUTPUTS, Batch, batch, facts
 
 from nullport import TeleportConfig
 from nullport_torch import Teleporter, inspect, teleport
+from nullport_torch._optimizer import Optimizers
+from nullport_torch._sharded import local
 
 WIDE = 22
 """No multiple of four, so that parts are of unlike sizes, but even, as tensor parallel needs."""
@@ -278,3 +280,35 @@ def seen(rank: int) -> Any:
     x, y = batch(4, rank)
     rows = inspect(model, lambda: cross_entropy(model(x), y))
     return [(row.name, row.kind, row.samples, row.rank) for row in rows]
+
+
+def foreseen(rank: int, way: str) -> Any:
+    """Ask optimizers of spread weights for their next step; compare with the real one."""
+    del rank
+    model = network("plain")
+    index = prepared(way, model)
+    params = list(model.parameters())
+    given = [batch(6, index)]
+    optimizer = torch.optim.AdamW(params, lr=1e-2)
+    warmed(model, optimizer, given)
+    for p in params:  # a copy of the weights, as master weights are
+        optimizer.state[p]["master"] = p.detach().clone()
+    of(model, given).backward()
+    asked = Optimizers(optimizer, model)
+    before = [p.detach().clone() for p in params]
+    held = [{k: v.clone() for k, v in optimizer.state[p].items()} for p in params]
+    moved = asked.step({id(p): p.grad for p in params})
+    same = [torch.equal(local(p), local(b)) for p, b in zip(params, before, strict=True)]
+    for p, kept in zip(params, held, strict=True):
+        now = optimizer.state[p]
+        same += [torch.equal(local(now[name]), local(value)) for name, value in kept.items()]
+    copies = asked.copies()
+    optimizer.step()
+    errors = []
+    for p, b in zip(params, before, strict=True):
+        step = moved[id(p)]
+        assert step is not None
+        errors.append(float((local(b) - local(p) - local(step)).abs().sum()))
+    mine = [p for p in params if p.numel() >= 16 and local(p).numel() >= 16]
+    found = [[c is optimizer.state[p]["master"] for c in copies.get(id(p), [])] for p in mine]
+    return {"same": all(same), "error": max(errors), "copies": found}

@@ -174,3 +174,15 @@ def test_four_ranks() -> None:
         _check(rank["none"], 1e-10)
         assert rank["joint"]["apart"] == rank["run"]["apart"] == 0
         assert rank["run"]["accepted"] >= 1
+
+
+@pytest.mark.parametrize("at", [1, 3, 9])
+def test_where_one_rank_fails_all_go_on_training(at: int) -> None:
+    """Each says why there is no teleport; the next ones are made by all."""
+    first, second = on_ranks(2, partial(ddp.interrupted, at=at))
+    assert first["steps"] == second["steps"]
+    assert len(first["steps"]) == 3
+    assert "rank 1" in first["said"][0]
+    assert "sample 17" in second["said"][0]
+    assert len(first["said"]) == len(second["said"]) == 1
+    assert first["apart"] == second["apart"] == 0

@@ -153,3 +153,13 @@ def test_inspect_sees_the_samples_of_all_ranks(found: Any) -> None:
     for rank in found:
         assert [row[2] for row in rank["seen"]] == [8, 8, 8]
         assert rank["seen"] == found[0]["seen"]
+
+
+@pytest.mark.parametrize(("way", "ranks"), [("sharded", 4), ("columns and rows", 2), ("both", 4)])
+def test_the_real_optimizer_is_asked_and_put_back(way: str, ranks: int) -> None:
+    """Bit for bit, parts of states included; copies of weights are known by their parts."""
+    for row in on_ranks(ranks, partial(shards.foreseen, way=way)):
+        assert row["same"]
+        assert row["error"] == 0
+        assert row["copies"]
+        assert all(found == [True] for found in row["copies"])
