@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-VANISHED = 3.0
+VANISHED = 10.0
 """Shrinkage of the gradient on its way down from which on a network counts as stuck."""
 
 
