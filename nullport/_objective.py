@@ -28,7 +28,7 @@ gradient, ``direct``:
   the weights are too small by that factor. Over many layers the factors multiply, until lower
   layers get no gradient and there is no rate that suits both ends.
 
-The optimizer's step is read from the user's own optimizer, run on a copy of its state; its
+The optimizer's step is read from the user's own optimizer, whose state is left as it was; its
 derivative is a difference of two such runs, symmetric for every elementwise rule.
 """
 

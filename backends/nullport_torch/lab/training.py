@@ -44,6 +44,13 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+class Strict(Teleporter):
+    """Stops a measurement where a training loop would go on without a teleport."""
+
+    def _decline(self, error: Exception) -> None:
+        raise error
+
+
 class TorchTrainer:
     """A torch network with its optimizer and teleporter; see ``nullport.lab.compare.Trainer``.
 
@@ -66,7 +73,7 @@ class TorchTrainer:
         self.model = model.to(settings.device)
         self._optimizer = OPTIMIZERS[settings.optimizer](self.model, settings.lr)
         self._captured: Batch | None = None
-        self._teleporter = Teleporter(
+        self._teleporter = Strict(
             self.model,
             self._optimizer,
             every=settings.every,
