@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz mutants test-thinc-8 test-oldest-jax lint types package bench-smoke bench-compare bench-gate-check scaling figures docs clean
+.PHONY: help demo test fuzz mutants test-thinc-8 test-oldest-jax test-replicated lint types package bench-smoke bench-compare bench-gate-check scaling figures docs clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -56,6 +56,9 @@ OLDEST_JAX_TESTS := exclusions graph networks optax products teleport views
 test-oldest-jax: build/oldest-jax/.done  ## Test the JAX adapter on the oldest JAX it supports, no torch
 	build/oldest-jax/bin/python -m pytest -q \
 		$(OLDEST_JAX_TESTS:%=tests/jax_adapter/test_%.py) -k "not other_transformations and not known and not compiles_once"
+
+test-replicated: $(VENV)/.dev  ## Test JAX teleports on 4 and 8 devices of the host (10 minutes)
+	NULLPORT_SLOW=1 $(BIN)/python -m pytest tests/jax_adapter/test_replicated.py
 
 CASES ?= 10000
 

@@ -21,9 +21,14 @@ EXPLICIT = ("jit", "rows", "eager", "said", "said, teleporting")
 TRAINING = ("pmap", "unchecked", "explicit", "automatic")
 TRIES = 4
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(jax.sharding, "auto_axes"), reason="this JAX has no explicit axes"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        not hasattr(jax.sharding, "auto_axes"), reason="this JAX has no explicit axes"
+    ),
+    pytest.mark.skipif(
+        "NULLPORT_SLOW" not in os.environ, reason="takes 10 minutes: make test-replicated"
+    ),
+]
 
 
 def _run(devices: int) -> dict[str, Any]:
