@@ -67,9 +67,6 @@ HEALTHY, MOST = 1.5, 16.0
 """Shrinkage of a cotangent in one layer up to which its weights are left alone, and the largest
 factor by which they are made up for it."""
 
-UNBOUNDED = 1e30
-"""Growth of the gradient norm that they may cause: where it had vanished, any."""
-
 
 @dataclass(frozen=True)
 class Pull:
@@ -249,22 +246,22 @@ def shrinkage(sites: Sequence[Site], together: Collective) -> list[Array]:
     Maps that share their inputs, as queries, keys and values do, count as one: what goes down
     through them is their sum. It is 1 for the first, which has none before it.
     """
-    squares = [x**2 for x in cotangents(sites, together)]
-    xp, before, total = ar.namespace(squares[0]), [0 * squares[0]], [squares[0]]
-    same = [~together.agree(~_share_inputs(a, b)) for a, b in pairwise(sites)]
-    for alike, square in zip(same, squares[1:], strict=True):
+    norms = cotangents(sites, together)
+    xp, before, total = ar.namespace(norms[0]), [0 * norms[0]], [norms[0]]
+    same = [_share_inputs(a, b) for a, b in pairwise(sites)]
+    for alike, size in zip(same, norms[1:], strict=True):
         before.append(xp.where(alike, before[-1], total[-1]))
-        total.append(xp.where(alike, total[-1] + square, square))
+        total.append(xp.where(alike, ar.joined([total[-1], size]), size))
     for i in reversed(range(len(same))):  # those that came first have the sum of all, too
         total[i] = xp.where(same[i], total[i + 1], total[i])
     pairs = zip(total, before, strict=True)
-    return [xp.where(b > 0, (a / ar.positive(b)) ** 0.5, xp.ones_like(a)) for a, b in pairs]
+    return [xp.where(b > 0, a / ar.positive(b), xp.ones_like(a)) for a, b in pairs]
 
 
 def _share_inputs(a: Site, b: Site) -> Array:
     """Whether two sites have the same inputs, 0-d bool: of equal shapes and norms."""
     if tuple(a.inputs.shape) != tuple(b.inputs.shape):
-        return a.output_norm != a.output_norm
+        return ar.namespace(b.output_norm).zeros_like(b.output_norm) > 0
     return ar.norm(ar.widen(a.inputs)) == ar.norm(ar.widen(b.inputs))
 
 
@@ -313,7 +310,7 @@ def settled(config: TeleportConfig, objective: str | Objective) -> TeleportConfi
         config = replace(config, radius=MOST)
     if config.projection == "budget":
         config = replace(config, projection="threshold", threshold=UNSEEN)
-    return replace(config, steps=1, max_gain=UNBOUNDED)
+    return replace(config, steps=1)
 
 
 def chosen(objective: str | Objective, graph: LayerGraph, shrunk: Array) -> str | Objective:
@@ -331,9 +328,9 @@ def chosen(objective: str | Objective, graph: LayerGraph, shrunk: Array) -> str 
 def follows(graph: LayerGraph, gradients: Dense) -> Array:
     """Whether the optimizer's step grows with the gradient, 0-d bool.
 
-    Where it divides by the gradient's size, as Adam does, there is nothing that a gradient could
-    gain by a better place, and moves are noise: looking ahead ends worse, at every rate
-    (``docs/benchmarks/policy.md``).
+    Where it divides by the gradient's size, as Adam does, or is clipped to a length, a gradient has
+    little to gain by a better place: looking ahead ended worse in a well-initialised network, at
+    each of four rates (``docs/benchmarks/amplify.md``).
     """
     lengthened = [
         [None if g is None else ar.scaled(factor, g) for g in gradients]

@@ -56,8 +56,8 @@ class Cause(Code):
     GUARD = 8, "the guard loss would be {guard_after}, without the move {guard_before}"
     HEALTHY = (
         9,
-        "every layer gets its gradient, and the optimizer divides by its size: a better place "
-        "has nothing to gain",
+        "every layer gets its gradient, and the optimizer's step does not grow with it: a better "
+        "place has nothing to gain",
     )
     APART = 10, "the replicas do not hold the same weights"
 

@@ -306,12 +306,13 @@ class Teleporter(ABC):
     def phase(self) -> str:
         """Whether the run is stuck, training, converged or unknown, by the last reports.
 
-        It is stuck where gradients vanish on their way down, and has converged where the loss at
-        the last ``SPAN`` teleports, ever further apart, differs by at most ``STILL`` of itself.
+        It is stuck where gradients vanish on their way down and the last teleport has not changed
+        that, and has converged where the loss at the last ``SPAN`` teleports, ever further apart,
+        differs by at most ``STILL`` of itself.
         """
         if not self.history:
             return "unknown"
-        if self.history[-1].stuck:
+        if self.history[-1].stuck and not self.history[-1].accepted:
             return "stuck"
         losses = [float(report.loss_before) for report in self.history[-SPAN:]]
         still = max(losses) - min(losses) <= STILL * abs(losses[-1])
@@ -323,7 +324,7 @@ class Teleporter(ABC):
         if self.phase == "unknown":
             return ""
         last, ahead = self.history[-1], [r for r in self.history if r.tangent]
-        if last.stuck:
+        if self.phase == "stuck":
             return (
                 f"gradients shrink {last.shrinkage:.3g}-fold on their way down: start from another "
                 f"initialisation (He for ReLU, Xavier for tanh), or add normalisation or residuals"

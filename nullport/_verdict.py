@@ -93,15 +93,16 @@ def verdict(
 ) -> Array:
     """Return why a move is refused, a code of :class:`Cause` as a 0-d integer array.
 
-    ``optimizer`` says whether the optimizer's step is part of both looks, ``gains`` whether other
-    samples must gain by the move then; else their loss must not rise by more than is allowed.
+    ``optimizer`` says whether its step is part of both looks. ``gains`` says whether the
+    move is to pay at once: other samples must then gain by that step, and without one the gradient
+    may grow only so much. Else the losses alone are judged.
     """
     xp, limit = ar.namespace(after.loss), config.max_loss_change
     tests: dict[Code, Array] = {
         Cause.LOSS: _rises(before.loss, after.loss, limit),
         Cause.GRADIENT: ~xp.isfinite(after.grad_norm),
     }
-    if not optimizer:
+    if gains and not optimizer:
         tests[Cause.GAIN] = after.grad_norm > config.max_gain * before.grad_norm
     tests[Cause.ARMIJO] = after.overshoots()
     if before.guard is not None and after.guard is not None:

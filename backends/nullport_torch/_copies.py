@@ -8,12 +8,14 @@ summands do not matter, for a move of the weight leaves them as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+
+from nullport_torch._watch import tensors_in
 
 _MOVES = (
     "cat concat concatenate stack hstack vstack dstack column_stack row_stack __getitem__ "
@@ -88,7 +90,7 @@ def scales_by_activations(
     func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any, terms_of: TermsOf
 ) -> bool:
     """Tell whether a function that is followed scales by something computed from weights."""
-    rest = [t for t in tensors((args, kwargs)) if not _weight(t, out, terms_of)]
+    rest = [t for t in tensors_in((args, kwargs)) if not _weight(t, out, terms_of)]
     return func in SCALES and any(t.requires_grad for t in rest)
 
 
@@ -132,7 +134,7 @@ def _moved(
     """Run a function on numbers, and on factors if there are any."""
     if getattr(func, "__name__", "") == "pad":  # what it fills in belongs to no parameter
         args, kwargs = args[:3], {k: v for k, v in kwargs.items() if k != "value"}
-    found = {id(t): terms_of(t) for t in tensors((args, kwargs))}
+    found = {id(t): terms_of(t) for t in tensors_in((args, kwargs))}
     most = max(len(terms) for terms in found.values() if terms is not None)
     results: list[Terms] = [[] for _ in range(count)]
     for k in range(most):
@@ -159,7 +161,7 @@ def _moved(
 
         scaled = any(
             term is not None and term.factor is not None
-            for term in map(own, tensors((args, kwargs)))
+            for term in map(own, tensors_in((args, kwargs)))
         )
         moved = _outputs(func(*_mapped(args, numbers), **_mapped(kwargs, numbers)))
         scales = (
@@ -230,15 +232,3 @@ def _weight(operand: Any, out: Tensor, terms_of: TermsOf) -> bool:
     """Tell whether an operand is a followed matrix that is not repeated to fit another one."""
     shaped = isinstance(operand, Tensor) and operand.shape == out.shape and operand.ndim >= 2
     return shaped and terms_of(operand) is not None
-
-
-def tensors(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors in nested lists, tuples and dictionaries."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from tensors(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from tensors(item)

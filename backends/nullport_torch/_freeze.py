@@ -30,7 +30,7 @@ T = TypeVar("T")
 def freeze(closure: Callable[[], T]) -> Callable[[], T]:
     """Return a copy of ``closure`` bound to the present values of the names it uses.
 
-    >>> x = 1
+    >>> __name__, x = "a user's", 1  # functions of this library stay as they are
     >>> now = freeze(lambda: x)
     >>> x = 2
     >>> now()
@@ -42,7 +42,7 @@ def freeze(closure: Callable[[], T]) -> Callable[[], T]:
 def bind(closure: Callable[[], T], data: Mapping[str, Any]) -> Callable[[], T]:
     """Return a copy of ``closure`` with some of its names bound to ``data``, the others as now.
 
-    >>> x = 1
+    >>> __name__, x = "a user's", 1
     >>> bind(lambda: x, {"x": 2})()
     2
     """

@@ -243,7 +243,10 @@ class Teleporter(nullport.Teleporter):
         """Teleport where one is due, unless the optimizer's step cannot be foreseen."""
         refusal = "" if self._optimizers is None else self._optimizers.refusal
         if self._finder.agree(bool(refusal)):
-            raise StepUnavailable(refusal or "another rank cannot foresee its optimizer's step")
+            words = refusal or "another rank cannot foresee its optimizer's step"
+            self._decline(StepUnavailable(words))
+            self._state = self._rule.update(self._state, np.bool_(False), 0.0)
+            return None
         try:
             return self._whole(batch, guard, others)
         except Warning:

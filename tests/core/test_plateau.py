@@ -28,11 +28,25 @@ from nullport.network import Collective, DenseSite
 DEEP = (20, *(40,) * 8, 3)
 
 
-def graph_of(xp: Any = np, *, scale: float = 0.35, sizes: Any = DEEP, **given: Any) -> MLPGraph:
-    """Return a tanh network whose weights are too small by a factor, biases included."""
+def graph_of(
+    xp: Any = np,
+    *,
+    scale: float = 0.35,
+    sizes: Any = DEEP,
+    zeroed_guard: bool = False,
+    **given: Any,
+) -> MLPGraph:
+    """Return a tanh network whose weights are too small by a factor, biases included.
+
+    A zeroed guard has a loss of 0 at these weights, so that any move raises it.
+    """
+    given |= {"guard_samples": 5} if zeroed_guard else {}
     graph = MLPGraph(xp, sizes, **{"samples": 6, "seed": 1, **given})
     graph._weights = [scale * w for w in graph._weights]
     graph._start = list(graph._weights)
+    if zeroed_guard:
+        x = 10 * graph.data["guard"][0]
+        graph.data["guard"] = x, graph.forward(graph.values, x)[1]
     return graph
 
 
@@ -140,9 +154,7 @@ def test_a_radius_of_ones_own_bounds_the_length() -> None:
 
 @pytest.mark.parametrize("objective", ["amplify", "renew"])
 def test_what_raises_the_loss_of_other_samples_is_undone(objective: str) -> None:
-    graph = graph_of(guard_samples=5)
-    x = 10 * graph.data["guard"][0]
-    graph.data["guard"] = x, graph.forward(graph.values, x)[1]  # nothing is better for them
+    graph = graph_of(zeroed_guard=True)
     report = teleport(graph, TeleportConfig(objective=objective))
     assert report.cause == Cause.GUARD
     assert unmoved(graph, graph.start)
@@ -248,16 +260,17 @@ class Loop(Teleporter):
 def test_the_loop_says_what_it_sees_and_what_would_help_more() -> None:
     loop = Loop(every=1, judged=False, config=TeleportConfig(objective="amplify"))
     assert (loop.phase, loop.advice) == ("unknown", "")
-    graph = graph_of()
-    loop.step(graph)
+    norms = cotangent_norms(graph_of())
+    loop.step(graph_of(zeroed_guard=True))
+    assert loop.last is not None
+    assert loop.last.cause == Cause.GUARD
     assert loop.phase == "stuck"
     assert "initialisation" in loop.advice
-    assert loop.last is not None
-    norms = cotangent_norms(graph_of())
     assert loop.last.shrinkage == pytest.approx(norms[-1] / norms[len(norms) // 2 - 1])
     assert "stuck" in loop.summary()
-    loop.step(graph)  # has been freed
-    assert loop.phase == "training"
+    loop.step(graph_of())  # frees it
+    assert loop.last.accepted
+    assert (loop.phase, loop.advice) == ("training", "")
     for _ in range(3):
         loop.step(MLPGraph(np, DEEP, samples=6, seed=1))  # the same loss each time
     assert loop.phase == "converged"
@@ -290,3 +303,18 @@ def test_a_mean_over_rows_is_no_plateau() -> None:
     x, pooled = np.ones((64, 2)), np.ones((1, 2))
     below = [site(x * i, x / 64) for i in range(1, 5)]
     assert float(vanishing([*below, site(pooled, pooled)], Collective())) == pytest.approx(1.0)
+
+
+def test_cotangents_whose_squares_underflow_are_told_apart() -> None:
+    x = np.ones((3, 2), dtype=np.float32)
+    sites = [site(x * i, x * np.float32(10.0 ** (5 * i - 35))) for i in range(1, 6)]
+    found = [float(s) for s in shrinkage(sites, Collective())]
+    assert found == pytest.approx([1, *[1e5] * 4], rel=1e-4)
+
+
+def test_the_growth_of_the_gradient_is_not_bounded_where_it_had_vanished() -> None:
+    """Without an optimizer, too: 4 is the largest growth of every other objective."""
+    graph = graph_of(scale=0.2)
+    report = teleport(graph, TeleportConfig(objective="amplify"))
+    assert report.accepted, report.reason
+    assert report.grad_norm_after > 4 * report.grad_norm_before
