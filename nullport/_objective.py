@@ -229,15 +229,25 @@ def _fault(v: object, gradients: Dense) -> str | None:
     return None
 
 
+def _rows(sites: Sequence[Site], together: Collective) -> list[int]:
+    """Return the rows of each site on all replicas; none if these ran unlike maps."""
+    every = together.gather([(site.samples, site.cotangent is None) for site in sites])
+    if len({tuple(none for _, none in own) for own in every}) > 1:
+        return []
+    return [sum(n for n, _ in own) for own in zip(*every, strict=True)]
+
+
 def cotangents(sites: Sequence[Site], together: Collective) -> list[Array]:
     """Return the norm of the cotangent of each site, 0-d; that of the one before if it has none."""
-    norms: list[Array] = []
-    for site in sites:
-        if site.cotangent is None:  # nothing comes down through it
-            norms.append(norms[-1] if norms else 0 * site.output_norm)
-        else:
-            norms.append(together.norm(ar.norm(ar.widen(site.cotangent))))
-    return norms
+    own, last = [], 0
+    kept = []  # where nothing comes down through a site, that of the one before counts
+    for i, site in enumerate(sites):
+        last = i if site.cotangent is not None else last
+        kept.append(last)
+        delta = site.cotangent
+        own.append(0 * site.output_norm if delta is None else ar.norm(ar.widen(delta)))
+    joint = together.norm(ar.namespace(own[0]).stack(own))
+    return [joint[i] for i in kept]
 
 
 def shrinkage(sites: Sequence[Site], together: Collective) -> list[Array]:
@@ -248,7 +258,7 @@ def shrinkage(sites: Sequence[Site], together: Collective) -> list[Array]:
     """
     norms = cotangents(sites, together)
     xp, before, total = ar.namespace(norms[0]), [0 * norms[0]], [norms[0]]
-    same = [_share_inputs(a, b) for a, b in pairwise(sites)]
+    same = _share_inputs(sites, together)
     for alike, size in zip(same, norms[1:], strict=True):
         before.append(xp.where(alike, before[-1], total[-1]))
         total.append(xp.where(alike, ar.joined([total[-1], size]), size))
@@ -258,11 +268,22 @@ def shrinkage(sites: Sequence[Site], together: Collective) -> list[Array]:
     return [xp.where(b > 0, a / ar.positive(b), xp.ones_like(a)) for a, b in pairs]
 
 
-def _share_inputs(a: Site, b: Site) -> Array:
-    """Whether two sites have the same inputs, 0-d bool: of equal shapes and norms."""
-    if tuple(a.inputs.shape) != tuple(b.inputs.shape):
-        return ar.namespace(b.output_norm).zeros_like(b.output_norm) > 0
-    return ar.norm(ar.widen(a.inputs)) == ar.norm(ar.widen(b.inputs))
+def _share_inputs(sites: Sequence[Site], together: Collective) -> list[Array]:
+    """Whether each site has the inputs of the one before: of equal shapes and norms, 0-d bool.
+
+    On every replica: one without samples cannot tell.
+    """
+    xp, unlike = ar.namespace(sites[0].output_norm), []
+    for a, b in pairwise(sites):
+        if tuple(a.inputs.shape) != tuple(b.inputs.shape):
+            unlike.append(0 * b.output_norm + 1)
+        else:
+            differ = ar.norm(ar.widen(a.inputs)) != ar.norm(ar.widen(b.inputs))
+            unlike.append(xp.where(differ, xp.ones_like(b.output_norm), 0 * b.output_norm))
+    if not unlike:
+        return []
+    joint = together.sum(xp.stack(unlike))
+    return [joint[i] == 0 for i in range(len(unlike))]
 
 
 def vanishing(sites: Sequence[Site], together: Collective) -> Array:
@@ -270,15 +291,15 @@ def vanishing(sites: Sequence[Site], together: Collective) -> Array:
 
     The cotangent of the last map, relative to the largest of the lower half: where there are
     residual connections, gradients go down beside the maps that make them small. What a mean over
-    rows takes away, as in pooling between two maps, is left out.
+    rows takes away, as in pooling between two maps, is left out. It is 1 where replicas ran unlike
+    maps, which cannot be compared.
     """
-    every = together.gather([(site.samples, site.cotangent is None) for site in sites])
-    if len({tuple(none for _, none in own) for own in every}) > 1:  # nothing can be told alike
+    rows = _rows(sites, together)
+    if not rows:
         return 0 * sites[0].output_norm + 1
-    rows = [max(1, sum(n for n, _ in pairs)) for pairs in zip(*every, strict=True)]
     norms, pooled = cotangents(sites, together), 1.0
     for i, (n, m) in enumerate(pairwise(rows), start=1):
-        pooled *= max(1.0, n / m) ** 0.5
+        pooled *= max(1.0, n / max(m, 1)) ** 0.5
         norms[i] = norms[i] / pooled
     xp, lower = ar.namespace(norms[0]), norms[: max(1, len(norms) // 2)]
     largest = xp.max(xp.stack(lower))
@@ -286,15 +307,20 @@ def vanishing(sites: Sequence[Site], together: Collective) -> Array:
 
 
 def _lacking(layers: Sequence[Layer], sites: Sequence[Site], together: Collective) -> list[Array]:
-    """Return the scale that each layer lacks, 0-d each: in [1, MOST], and 1 where it is healthy."""
+    """Return the scale that each layer lacks, 0-d each: in [1, MOST], and 1 where it is healthy.
+
+    Where replicas ran unlike maps nothing can be told, and all are 1.
+    """
+    rows = _rows(sites, together)
+    if not rows:
+        return [0 * layer.weight_norm + 1 for layer in layers]
     found, scales = shrinkage(sites, together), []
     xp = ar.namespace(found[0])
     for layer in layers:
         block = layer.block
         s = xp.max(xp.stack([found[i] for i in block.sites]))
         first = block.sites[0]
-        unlike = first and sites[first].samples != sites[first - 1].samples
-        if any(together.gather(unlike)):
+        if first and rows[first] != rows[first - 1]:
             # Pooling between the two may have shrunk it too: no more than He's scale.
             rms = layer.weight_norm / block.layout.size**0.5
             s = xp.minimum(s, (2 / block.features) ** 0.5 / ar.positive(rms))

@@ -14,6 +14,7 @@ from helpers.mlp_graph import ForwardMLPGraph, numbers, unmoved
 
 from nullport import TeleportConfig, TeleportReport, teleport
 from nullport._nullspace import null_space
+from nullport._objective import shrinkage, vanishing
 from nullport._report import Cause
 from nullport.network import Collective, DenseSite
 
@@ -73,11 +74,13 @@ def both(work: Callable[[int, Collective], Any]) -> list[Any]:
     return found
 
 
-def halves(whole: ForwardMLPGraph, config: TeleportConfig) -> tuple[list[Any], list[Any]]:
+def halves(
+    whole: ForwardMLPGraph, config: TeleportConfig, sizes: tuple[int, ...] = SIZES
+) -> tuple[list[Any], list[Any]]:
     """Teleport two replicas of a graph, each with every second sample of all batches."""
     graphs = []
     for me in range(2):
-        graph = ForwardMLPGraph(np, SIZES)
+        graph = ForwardMLPGraph(np, sizes)
         graph.__dict__.update(vars(whole))
         graph._weights, graph._start, graph.kept = whole.weights(), whole.weights(), []
         graph.counts = dict.fromkeys(whole.counts, 0)
@@ -91,9 +94,11 @@ def halves(whole: ForwardMLPGraph, config: TeleportConfig) -> tuple[list[Any], l
     return graphs, both(work)
 
 
-def check(whole: ForwardMLPGraph, config: TeleportConfig) -> TeleportReport:
+def check(
+    whole: ForwardMLPGraph, config: TeleportConfig, sizes: tuple[int, ...] = SIZES
+) -> TeleportReport:
     """Compare weights and everything in the report."""
-    graphs, reports = halves(whole, config)
+    graphs, reports = halves(whole, config, sizes)
     expected = teleport(whole, config)
     for graph, report in zip(graphs, reports, strict=True):
         for mine, theirs in zip(graph.values, whole.values, strict=True):
@@ -150,6 +155,58 @@ def test_two_replicas_are_one_graph_with_all_samples(name: str, samples: int, st
 def test_with_an_optimizer_and_other_samples(objective: str, samples: int) -> None:
     config = TeleportConfig(objective=objective, radius=0.02, tangent="jvp", max_loss_change=1e9)
     check(ForwardMLPGraph(np, SIZES, samples=samples, seed=1, **GIVEN), config)
+
+
+@pytest.mark.parametrize("samples", [6, 7, 60])
+@pytest.mark.parametrize("objective", ["amplify", "renew"])
+def test_replicas_agree_on_the_scale_that_layers_lack(objective: str, samples: int) -> None:
+    """With layers of one width, whose inputs only their norms tell apart.
+
+    Of seven samples one replica has four: no mean of the seven, but both have to do the same.
+    """
+    sizes = (6, 23, 23, 23, 3)
+    graph = ForwardMLPGraph(np, sizes, samples=samples)
+    graph._weights = [w * 0.3 for w in graph._weights]
+    graph._start = graph.weights()
+    config = TeleportConfig(objective=objective, max_loss_change=1e9)
+    if samples % 2:
+        graphs, (report, _) = halves(graph, config, sizes)
+        assert all(map(np.array_equal, graphs[0].values, graphs[1].values))
+    else:
+        report = check(graph, config, sizes)
+    assert report.accepted
+    assert any(layer.moved > 0 for layer in report.layers)
+
+
+def test_a_replica_without_samples_takes_the_scales_of_the_other() -> None:
+    rng = np.random.default_rng(0)
+    x, deltas = rng.standard_normal((4, 5)), [rng.standard_normal((4, 5)) * f for f in (1, 8, 64)]
+
+    def sites(n: int) -> list[DenseSite]:
+        one = np.asarray(1.0)
+        return [DenseSite("dense", (i + 1) * x[:n], d[:n], one) for i, d in enumerate(deltas)]
+
+    def work(me: int, together: Collective) -> Any:
+        own = sites(4 * me)
+        return shrinkage(own, together), vanishing(own, together)
+
+    alone = sites(4)
+    for scales, factor in both(work):
+        expected = shrinkage(alone, Collective())
+        assert np.allclose(scales, expected, rtol=1e-12, atol=0)
+        assert factor == pytest.approx(vanishing(alone, Collective()), rel=1e-12)
+        assert factor > 10
+
+
+def test_replicas_that_ran_unlike_maps_lack_nothing() -> None:
+    rng, one = np.random.default_rng(0), np.asarray(1.0)
+    x, deltas = rng.standard_normal((4, 5)), [rng.standard_normal((4, 5)) * f for f in (1, 8, 64)]
+    own = [DenseSite("dense", x, d, one) for d in deltas]
+
+    def work(me: int, together: Collective) -> Any:
+        return vanishing(own[: 2 + me], together)
+
+    assert both(work) == [1.0, 1.0]
 
 
 def test_rows_that_the_replicas_have_in_common_cost_no_freedom() -> None:
