@@ -111,6 +111,7 @@ def test_the_stuck_grid_has_its_networks_and_rivals() -> None:
     assert {(task, "mlp", "relu", depth) for task, depth in mlps} < kinds
     assert {("mnist", "mlp", "tanh", 20), ("mnist", "mlp", "sigmoid", 5)} < kinds
     assert {("cifar10", "vgg", "relu", 8), ("mnist_autoencoder", "mlp", "relu", None)} < kinds
+    assert {("poisson", "pinn", "tanh", 8), ("adding", "lstm", "tanh", 1)} < kinds
     assert by_label["Shakespeare, post-LN transformer of 8 blocks"]["norm"] == "post"
     for label in by_label:
         mine = [cell for cell in declared.cells if cell["label"] == label]

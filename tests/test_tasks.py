@@ -13,6 +13,7 @@ from helpers.tasks import load
 
 from nullport.lab.compare import TASKS, MissingData, Task, load_task
 from nullport.lab.compare.files import read_csv, read_idx, read_npy
+from nullport.lab.compare.synthetic import STEPS
 from nullport.lab.compare.tables import HISTORY, HORIZON
 from nullport.lab.compare.texts import CONTEXT, WORDS
 
@@ -28,12 +29,28 @@ SIZES = {
     "housing": ((16_512, 13), (4_128, 13), "vector", 1),
 }
 
+COMPUTED = {
+    "adding": ((8_000, STEPS, 2), (2_000, STEPS, 2), "sequence", 1),
+    "poisson": ((8_000, 3), (2_000, 3), "vector", 1),
+}
+
 BUNDLED = ("digits", "diabetes")
 """Tasks whose data comes with scikit-learn."""
 
 
 def test_every_task_is_tested_here() -> None:
-    assert set(SIZES) == set(TASKS)
+    assert {*SIZES, *COMPUTED} == set(TASKS)
+
+
+@pytest.mark.parametrize("name", COMPUTED)
+def test_computed_tasks_have_their_shapes_and_come_out_alike(name: str) -> None:
+    task, again = load(name), load(name)
+    train, valid, form, outputs = COMPUTED[name]
+    assert (task.name, task.form, task.outputs) == (name, form, outputs)
+    assert (task.inputs.shape, task.valid_inputs.shape) == (train, valid)
+    assert task.inputs.dtype == task.targets.dtype == np.float32
+    assert np.array_equal(task.inputs, again.inputs)
+    assert 0.1 < task.targets.std() < 1
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -154,7 +171,7 @@ def test_unknown_task_is_named_with_what_is_allowed() -> None:
         load_task("imagenet")
 
 
-@pytest.mark.parametrize("name", [name for name in TASKS if name not in BUNDLED])
+@pytest.mark.parametrize("name", [name for name in SIZES if name not in BUNDLED])
 def test_missing_data_says_which_files_and_where_they_come_from(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

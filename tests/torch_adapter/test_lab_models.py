@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nullport.lab.backends import load_backend
-from nullport.lab.compare import Settings, Task, check
+from nullport.lab.compare import Settings, Task, check, load_task, run
 
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
@@ -138,3 +138,41 @@ def test_every_lab_has_the_saturating_activations(backend: str, activation: str)
     assert adapter.trainer is not None
     loss, _ = adapter.trainer(task, settings, 0).step((task.inputs[:8], task.targets[:8]))
     assert np.isfinite(loss)
+
+
+def test_a_physics_informed_network_returns_the_sides_of_its_equation() -> None:
+    task = load_task("poisson")
+    given = Settings.make("poisson")
+    assert (given.model, given.activation) == ("pinn", "tanh")
+    check(given, task, load_backend("torch"))
+    model: Any = build(task, given)
+    x = torch.from_numpy(task.inputs[:8])
+
+    class Solution(nn.Module):
+        def forward(self, p: torch.Tensor) -> torch.Tensor:
+            return torch.sin(torch.pi * p).prod(1, keepdim=True)
+
+    model.u = Solution()
+    with torch.no_grad():
+        sides = model(x)
+    assert torch.allclose(sides, torch.from_numpy(task.targets[:8]), atol=1e-4)
+    assert not sides.requires_grad
+
+
+def test_a_recurrent_network_reads_the_last_state() -> None:
+    task = load_task("adding")
+    assert np.allclose((task.inputs[..., 0] * task.inputs[..., 1]).sum(1), task.targets[:, 0])
+    model = build(task, Settings.make("adding", init="lsuv", width=8))
+    assert model(torch.from_numpy(task.inputs[:3])).shape == (3, 1)
+    own = model.rnn.weight_hh_l0.detach()  # type: ignore[union-attr, operator]
+    assert torch.allclose(own.T @ own, torch.eye(8), atol=1e-5)
+    assert not model.rnn.bias_ih_l0.any()  # type: ignore[union-attr, operator]
+
+
+@pytest.mark.parametrize("init", ["lsuv", "orthogonal"])
+@pytest.mark.parametrize("task", ["adding", "poisson"])
+def test_computed_tasks_train_and_teleport(task: str, init: Any) -> None:
+    settings = Settings.make(task, init=init, budget=3, seeds=1, width=8, depth=2, batch=8, at=(1,))
+    results = run(settings, load_task(task), load_backend("torch"))
+    assert all(np.isfinite(one.valid_loss) for one in results.runs)
+    assert any(one.teleports for one in results.runs)

@@ -7,7 +7,8 @@
                 batch, in the order of the forward pass        (Mishkin and Matas, 2016)
 
 The gain is the square root of 2 for ReLU and its kind, 1 for tanh and sigmoid. Biases are zero. A
-weight is a matrix (out, in), that of a convolution one of patches. Embeddings, positions and
+weight is a matrix (out, in), that of a convolution one of patches; a recurrent layer has two, each
+with the gates below each other, which ``lsuv`` leaves orthonormal. Embeddings, positions and
 normalisations stay as the framework has them.
 """
 
@@ -45,6 +46,9 @@ def initialise(model: nn.Module, task: Task, settings: Settings) -> None:
         rules[settings.init](layer.weight)
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
+    for recurrent in (m for m in model.modules() if isinstance(m, nn.RNNBase)):
+        for name, weight in recurrent.named_parameters():
+            (nn.init.zeros_ if "bias" in name else rules[settings.init])(weight)
     if settings.init == "lsuv":
         index = np.linspace(0, len(task.inputs) - 1, min(SAMPLES, len(task.inputs)))
         unit_variance(model, torch.from_numpy(task.inputs[index.astype(np.int64)]))
@@ -60,12 +64,14 @@ def unit_variance(model: nn.Module, inputs: Tensor) -> None:
     """Scale each linear map so that its outputs have variance 1 on these inputs.
 
     One pass is enough: biases are zero, so that scaling a weight scales its output, and each layer
-    hands on outputs that are scaled already.
+    hands on outputs that are scaled already. Weights follow at the end: a network that
+    differentiates itself still reads them.
     """
+    deviations: list[tuple[nn.Module, Tensor]] = []
 
     def scale(layer: nn.Module, inputs: Any, output: Tensor) -> Tensor:  # noqa: ARG001
         deviation = output.std().clamp_min(torch.finfo(output.dtype).tiny)
-        layer.weight.div_(deviation)  # type: ignore[operator]
+        deviations.append((layer, deviation.detach()))
         return output / deviation
 
     handles = [layer.register_forward_hook(scale) for layer in linear_maps(model)]
@@ -74,3 +80,5 @@ def unit_variance(model: nn.Module, inputs: Tensor) -> None:
     finally:
         for handle in handles:
             handle.remove()
+    for layer, deviation in deviations:
+        layer.weight.div_(deviation)  # type: ignore[operator]

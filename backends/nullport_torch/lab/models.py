@@ -1,4 +1,4 @@
-"""The networks of ``nullport compare``: perceptrons, convolutional networks, a transformer.
+"""The networks of ``nullport compare``: perceptrons, convolutional, recurrent ones, transformers.
 
 Inputs come as :class:`nullport.lab.compare.Task` has them, features last.
 """
@@ -6,6 +6,7 @@ Inputs come as :class:`nullport.lab.compare.Task` has them, features last.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from math import prod
 
 import torch
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nullport.lab.compare import Settings, Task
+from nullport.lab.compare.synthetic import SCALE
 from nullport_torch.lab.inits import initialise
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -190,11 +192,58 @@ class Transformer(nn.Module):
         return outputs
 
 
+class Recurrent(nn.Module):
+    """LSTMs on top of each other, and a linear map of their last state: (n, steps, c) -> (n, o)."""
+
+    def __init__(self, task: Task, settings: Settings) -> None:
+        """Make ``depth`` of them, of ``width`` units."""
+        super().__init__()
+        self.rnn = nn.LSTM(task.shape[-1], settings.width, settings.depth, batch_first=True)
+        self.head = nn.Linear(settings.width, task.outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run through the steps."""
+        outputs: Tensor = self.head(self.rnn(x)[0][:, -1])
+        return outputs
+
+
+class PhysicsInformed(nn.Module):
+    """A perceptron u (Raissi et al., 2019) by its equation: points (n, 3) -> left sides (n, 1).
+
+    Inside that is ``(u_xx + u_yy) / SCALE``, at the border, where the third input is 1, ``u``.
+    """
+
+    def __init__(self, task: Task, settings: Settings) -> None:
+        """Make the perceptron of two coordinates."""
+        super().__init__()
+        sizes = [task.shape[0] - 1, *[settings.width] * settings.depth]
+        layers: list[nn.Module] = []
+        for a, b in pairwise(sizes):
+            layers += [nn.Linear(a, b), ACTIVATIONS[settings.activation]()]
+        self.u = nn.Sequential(*layers, nn.Linear(sizes[-1], task.outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Differentiate twice, also where gradients are off."""
+        graph = torch.is_grad_enabled()
+        with torch.enable_grad():
+            points = x[:, :-1].detach().requires_grad_()
+            u: Tensor = self.u(points)
+            (slope,) = torch.autograd.grad(u.sum(), points, create_graph=True)
+            second = [
+                torch.autograd.grad(slope[:, i].sum(), points, create_graph=True)[0][:, i : i + 1]
+                for i in range(points.shape[1])
+            ]
+            sides = torch.where(x[:, -1:] > 0, u, sum(second) / SCALE)
+        return sides if graph else sides.detach()
+
+
 MODELS: dict[str, Callable[[Task, Settings], nn.Module]] = {
     "mlp": mlp,
     "cnn": cnn,
     "vgg": vgg,
     "autoencoder": autoencoder,
     "transformer": Transformer,
+    "lstm": Recurrent,
+    "pinn": PhysicsInformed,
 }
 """The networks by name."""

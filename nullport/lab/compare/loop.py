@@ -28,6 +28,8 @@ _FITS = {
     "vgg": ("image",),
     "autoencoder": ("vector", "sequence", "image"),
     "transformer": ("vector", "sequence", "image", "tokens"),
+    "lstm": ("sequence",),
+    "pinn": ("vector",),
 }
 """Forms of input that each model takes."""
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from nullport import TeleportConfig
 
-ModelName = Literal["mlp", "cnn", "vgg", "autoencoder", "transformer"]
+ModelName = Literal["mlp", "cnn", "vgg", "autoencoder", "transformer", "lstm", "pinn"]
 OptimizerName = Literal["sgd", "momentum", "adagrad", "adam", "adamw"]
 ScheduleName = Literal["constant", "cosine"]
 InitName = Literal["default", "he", "xavier", "orthogonal", "lsuv"]
@@ -23,11 +23,14 @@ NULLPORT = "nullport"
 NONE = "none"
 """The method of those that do not teleport, as another initialisation does not."""
 
-AUTOENCODER = "mnist_autoencoder"
-"""The task of images that are to be returned."""
-
-TEXTS = ("shakespeare", "wikitext")
-"""Tasks that are text, which no MLP takes."""
+USUAL = {
+    "mnist_autoencoder": "autoencoder",
+    "shakespeare": "transformer",
+    "wikitext": "transformer",
+    "adding": "lstm",
+    "poisson": "pinn",
+}
+"""The model of each task for which it is no MLP."""
 
 LEARNING_RATES: dict[str, float] = {
     "sgd": 0.1,
@@ -38,14 +41,16 @@ LEARNING_RATES: dict[str, float] = {
 }
 """Learning rate of each optimizer where none is given."""
 
-SIZES: dict[str, dict[str, int]] = {
+SIZES: dict[str, dict[str, Any]] = {
     "mlp": {"width": 256, "depth": 3},
     "cnn": {"width": 16, "depth": 2},
     "vgg": {"width": 8, "depth": 8},
     "autoencoder": {"width": 400, "depth": 3},
     "transformer": {"width": 64, "depth": 2},
+    "lstm": {"width": 64, "depth": 1},
+    "pinn": {"width": 64, "depth": 4, "activation": "tanh"},
 }
-"""Size of each model where none is given."""
+"""Size of each model where none is given, and what it cannot do without: curved activations."""
 
 _CHOICES: dict[str, Any] = {
     "model": ModelName,
@@ -64,11 +69,12 @@ class Settings:
 
     Attributes:
         task: Name of the task: digits (the default), diabetes, mnist, mnist_autoencoder, cifar10,
-            ett, housing, shakespeare or wikitext; or MODULE:FUNCTION (FILE.py:FUNCTION), a
-            function that returns a task of your own.
+            ett, housing, shakespeare, wikitext, adding or poisson; or MODULE:FUNCTION
+            (FILE.py:FUNCTION), a function that returns a task of your own.
         model: Kind of network: by default a transformer for text, an autoencoder for the task of
-            that name, else an MLP. CNNs and VGGs need images; MLPs and autoencoders take anything
-            but text. A task with a network of its own has that.
+            that name, an LSTM for adding, a physics-informed network for poisson, else an MLP. CNNs
+            and VGGs need images; MLPs and autoencoders take anything but text. A task with a
+            network of its own has that.
         optimizer: What trains the network in both arms; by default sgd.
         lr: Learning rate at the start of the schedule; the default depends on the optimizer.
         width: Hidden units (of the widest layer of an autoencoder), channels of the first
@@ -142,8 +148,7 @@ class Settings:
         >>> Settings.make(model="cnn").lr
         0.1
         """
-        usual = {AUTOENCODER: "autoencoder", **dict.fromkeys(TEXTS, "transformer")}
-        model = given.get("model", usual.get(task, "mlp"))
+        model = given.get("model", USUAL.get(task, "mlp"))
         optimizer = given.get("optimizer", "sgd")
         rate = LEARNING_RATES.get(optimizer, math.nan)
         sizes = SIZES.get(model, SIZES["mlp"])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from nullport.lab.compare.images import cifar10, digits, mnist, mnist_autoencoder
 from nullport.lab.compare.named import BadTarget, named
+from nullport.lab.compare.synthetic import adding, poisson
 from nullport.lab.compare.tables import diabetes, ett, housing
 from nullport.lab.compare.task import Task
 from nullport.lab.compare.texts import shakespeare, wikitext
@@ -23,7 +24,7 @@ def load_task(name: str, data: str | Path | None = None) -> Task:
         name: One of ``TASKS``, or ``FILE.py:FUNCTION``: a function that takes ``data`` and returns
             a :class:`Task` of your own.
         data: Folder of the datasets; the environment variable ``NULLPORT_DATA`` if None. Not
-            needed for ``"digits"`` and ``"diabetes"``.
+            needed for ``"digits"``, ``"diabetes"``, ``"adding"`` and ``"poisson"``.
 
     Raises:
         ValueError: If the name is unknown, or the function returns anything but a task.
@@ -53,5 +54,7 @@ TASKS: dict[str, Callable[[str | Path | None], Task]] = {
     "housing": housing,
     "shakespeare": shakespeare,
     "wikitext": wikitext,
+    "adding": adding,
+    "poisson": poisson,
 }
 """Loader of each task; takes the data folder."""
