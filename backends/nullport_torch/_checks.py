@@ -39,8 +39,9 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 def address(tensor: Tensor) -> int:
     """Return where a tensor's memory begins; 0 if it has none of its own."""
+    part = local(tensor)
     try:
-        return local(tensor).data_ptr()
+        return part.data_ptr()
     except (RuntimeError, NotImplementedError):
         return 0
 

@@ -355,6 +355,34 @@ def test_peft(tmp_path: Path) -> None:
     assert all(torch.equal(named[name], p) for name, p in frozen.items())
 
 
+@ACCELERATE
+@THEIRS
+def test_accelerate_saves_several_teleporters(tmp_path: Path) -> None:
+    from accelerate import Accelerator
+
+    def made() -> tuple[Any, list[Any]]:
+        accelerator = Accelerator(cpu=True)
+        nets = [network(), network()]
+        pairs = [(net, torch.optim.SGD(net.parameters(), 0.05)) for net in nets]
+        prepared = [accelerator.prepare(*pair) for pair in pairs]
+        return accelerator, [integrations.AcceleratedTeleporter(accelerator, *p) for p in prepared]
+
+    accelerator, teleporters = made()
+    for count, teleporter in enumerate(teleporters, 1):
+        for batch in zip(*(t.split(4) for t in data(4 * count)), strict=True):
+            net = teleporter._model
+            teleporter.maybe_step(lambda b, net=net: cross_entropy(net(b[0]), b[1]), batch)
+    accelerator.save_state(str(tmp_path))
+    accelerator, again = made()
+    accelerator.load_state(str(tmp_path))
+    assert [t.state_dict()["policy"]["step"] for t in again] == [1, 2]
+    for path in tmp_path.glob("teleporter*"):
+        path.unlink()
+    with pytest.warns(UserWarning, match="its schedule starts anew") as told:
+        accelerator.load_state(str(tmp_path))
+    assert len(told) == 2
+
+
 @pytest.mark.parametrize("missing", [False, True])
 def test_another_number_of_processes_waits_for_new_batches(
     missing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -5,12 +5,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
 from nullport import TeleportReport
 from nullport_torch._teleporter import Teleporter
 from nullport_torch.integrations import _parts
+
+_COUNTS: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+"""How many teleporters an accelerator saves."""
 
 
 class AcceleratedTeleporter(Teleporter):
@@ -26,6 +30,8 @@ class AcceleratedTeleporter(Teleporter):
         """Watch a model; options as for ``Teleporter``."""
         self._accelerator, self._first = accelerator, True
         super().__init__(accelerator.unwrap_model(model), optimizer, **options)
+        self._which = _COUNTS.get(accelerator, 0)
+        _COUNTS[accelerator] = self._which + 1
         # Objects that are registered for checkpointing are saved by the main process alone.
         accelerator.register_save_state_pre_hook(self._save_part)
         accelerator.register_load_state_pre_hook(self._load_part)
@@ -40,10 +46,10 @@ class AcceleratedTeleporter(Teleporter):
         return super().maybe_step(batch, *given, guard=guard, others=others)
 
     def _save_part(self, _models: Any, _weights: Any, folder: str) -> None:
-        _parts.save(self.state_dict(), folder)
+        _parts.save(self.state_dict(), folder, self._which)
 
     def _load_part(self, _models: Any, folder: str) -> None:
-        state = _parts.load(folder, self._accelerator.device)
+        state = _parts.load(folder, self._accelerator.device, self._which)
         if state is None:
             warnings.warn(
                 f"there is no state of the teleporter in {folder}: its schedule starts anew",

@@ -29,26 +29,26 @@ def own(parts: list[dict[str, Any]]) -> dict[str, Any]:
     return parts[rank] if len(parts) == size else _schedule(parts[0])
 
 
-def save(state: dict[str, Any], folder: str | Path) -> None:
-    """Save this process's part."""
-    path = Path(folder) / _name(*_place())
+def save(state: dict[str, Any], folder: str | Path, which: int = 0) -> None:
+    """Save this process's part; ``which`` tells several teleporters apart."""
+    path = Path(folder) / _name(which, *_place())
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(state, path)
 
 
-def load(folder: str | Path, device: str | torch.device) -> dict[str, Any] | None:
+def load(folder: str | Path, device: str | torch.device, which: int = 0) -> dict[str, Any] | None:
     """Return what this process resumes from, or None if no state is there; to be called on all."""
     rank, size = _place()
-    if _everywhere((mine := Path(folder) / _name(rank, size)).is_file()):
+    if _everywhere((mine := Path(folder) / _name(which, rank, size)).is_file()):
         return _loaded(mine, device)
-    firsts = sorted(Path(folder).glob(_name(0, "*")))
+    firsts = sorted(Path(folder).glob(_name(which, 0, "*")))
     if not _everywhere(bool(firsts)):
         return None
     return _schedule(_loaded(firsts[0], device))
 
 
-def _name(rank: int, size: int | str) -> str:
-    return f"teleporter-{rank}-of-{size}.pt"
+def _name(which: int, rank: int, size: int | str) -> str:
+    return f"teleporter{which or ''}-{rank}-of-{size}.pt"
 
 
 def _loaded(path: Path, device: str | torch.device) -> dict[str, Any]:
