@@ -75,7 +75,11 @@ def test_what_is_said_or_never_active_is_not_told() -> None:
 def test_clipping_in_a_hook_of_the_optimizer_is_foreseen() -> None:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), 0.05)
-    optimizer.register_step_pre_hook(lambda *_: NORM(model.parameters(), 0.1))
+
+    def clip(*_: object) -> None:
+        NORM(model.parameters(), 0.1)
+
+    optimizer.register_step_pre_hook(clip)
     teleporter = Teleporter(model, optimizer, every=3)
     for _ in range(10):  # warnings are errors
         batch = torch.randn(16, 8), torch.randn(16, 3)
