@@ -13,6 +13,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "training-loop.md"
 PIECE = re.compile(r"^## (?P<title>[^\n]+)$|^```python\n(?P<code>.*?)^```", re.M | re.S)
 NEEDS = {
     "Lightning": ["lightning"],
+    "Fabric": ["lightning"],
     "Hugging Face": ["transformers", "accelerate"],
     "accelerate": ["accelerate"],
     "skorch": ["skorch"],
@@ -51,4 +52,4 @@ def test_the_code_runs(title: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_every_way_to_log_and_resume_is_on_the_page() -> None:
     titles = {title for title, _ in pieces()}
     assert {"Checkpoints", "Clipping", "Accumulation", "Mixed precision", "Logging"} <= titles
-    assert {"Lightning", "Hugging Face", "accelerate", "skorch", "ignite"} <= titles
+    assert {"Lightning", "Hugging Face", "accelerate", "Fabric", "skorch", "ignite"} <= titles

@@ -45,7 +45,8 @@ class Ambient:
         self._gradients = [p.grad for p in self._parameters]
         tensors = [*self._parameters, *(t for m in self._modules for t in m.tensors)]
         devices = sorted({t.device.index for t in tensors if t.device.type == "cuda"})
-        self._device = next((t.device.type for t in tensors), "cpu")
+        # The device of passes: that of tensors with values, which autocast knows.
+        self._device = next((t.device.type for t in tensors if not t.is_meta), "cpu")
         self._random = RandomStates(devices, reads.generators)
         self.stacks = Stacks(self._device)
         self._autocast = torch.is_autocast_enabled(self._device)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from nullport.network import Parameter, TangentUnavailable
-from nullport_torch._sharded import local
+from nullport_torch._fabric import inside
+from nullport_torch._sharded import is_spread, local
 
 
 class ClosureChanged(ValueError):  # noqa: N818
@@ -29,8 +31,34 @@ def unwrap(model: nn.Module) -> nn.Module:
     """Return the module inside distributed and compiled wrappers."""
     if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
         return unwrap(model.module)
+    if (called := inside(model)) is not model:
+        return unwrap(called)
     inner = getattr(model, "_orig_mod", None)
     return unwrap(inner) if isinstance(inner, nn.Module) else model
+
+
+def address(tensor: Tensor) -> int:
+    """Return where a tensor's memory begins; 0 if it has none of its own."""
+    part = local(tensor)
+    try:
+        return part.data_ptr()
+    except (RuntimeError, NotImplementedError):
+        return 0
+
+
+def out_of_reach(p: Tensor) -> str:
+    """Return why the numbers of a tensor are not to be read and written, or an empty string."""
+    if is_spread(p) or isinstance(p, nn.parameter.UninitializedParameter):
+        return ""
+    if p.is_meta:
+        return "on the meta device, where it has no values"
+    if p.is_nested:
+        return "a nested tensor"
+    if p.layout != torch.strided:
+        return f"its layout is {p.layout}, not a dense one"
+    if p.numel() and not address(p):
+        return f"a {type(p).__name__}, which holds its numbers in a form of its own"
+    return ""
 
 
 def sharing_memory(parameters: Sequence[Tensor]) -> set[int]:
@@ -50,7 +78,8 @@ def sharing_memory(parameters: Sequence[Tensor]) -> set[int]:
 
 
 def _has_memory(p: Tensor) -> bool:
-    return not isinstance(p, nn.parameter.UninitializedParameter) and p.numel() > 0
+    lazy = isinstance(p, nn.parameter.UninitializedParameter)
+    return not lazy and not out_of_reach(p) and p.numel() > 0
 
 
 def describe(name: str, p: Tensor, shared: bool) -> Parameter:
@@ -63,6 +92,8 @@ def describe(name: str, p: Tensor, shared: bool) -> Parameter:
         return Parameter(name, False, f"its dtype is {p.dtype}, not a real floating one")
     if not p.requires_grad:
         return Parameter(name, False, "frozen (requires_grad is False)")
+    if why := out_of_reach(p):
+        return Parameter(name, False, why)
     if shared:
         return Parameter(name, False, "shares its memory with another parameter")
     if not p.is_leaf:

@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map
 
 from nullport.network import Collective
+from nullport_torch._fabric import checking, unchecked
 from nullport_torch._ranks import Ranks
 from nullport_torch._sharded import is_flat, is_spread, local, sample_groups
 
@@ -35,20 +36,28 @@ class Replicas:
         collective: Adds over them.
         wrappers: Modules that average their gradients.
         known: Whether something is known to keep their weights equal.
+        checking: Modules that check how gradients are taken.
     """
 
     collective: Collective = field(default_factory=Collective)
     wrappers: Sequence[DistributedDataParallel] = ()
     known: bool = True
+    checking: Sequence[nn.Module] = ()
+
+    @property
+    def all(self) -> Sequence[nn.Module]:
+        """Modules whose attributes change while they are passed by."""
+        return [*self.wrappers, *self.checking]
 
     @contextlib.contextmanager
     def passed_by(self) -> Iterator[None]:
-        """Make the wrappers call their modules, and do nothing else."""
+        """Make the wrappers call their modules, and do nothing else (checks included)."""
         try:
             for wrapper in self.wrappers:
                 vars(wrapper)["_pre_forward"] = _Moved(wrapper)
                 vars(wrapper)["_post_forward"] = _as_it_is
-            yield
+            with unchecked(self.checking):
+                yield
         finally:
             for wrapper in self.wrappers:
                 vars(wrapper).pop("_pre_forward", None)
@@ -131,6 +140,10 @@ def replicas_of(model: nn.Module, group: Group = "auto") -> Replicas:
         group: A process group, None for this process alone, or ``"auto"``: that of the wrapper, or
             where there is none, all processes, of which then nothing is known.
     """
+    return replace(_replicas_of(model, group), checking=checking(model))
+
+
+def _replicas_of(model: nn.Module, group: Group) -> Replicas:
     if group is None or not dist.is_available() or not dist.is_initialized():
         return Replicas()
     if any(is_flat(module) for module in model.modules()):

@@ -110,7 +110,7 @@ class TorchGraph(LayerGraph):
         self._optimizer, self.has_optimizer = optimizer, optimizer is not None
         self._shards = Shards(model)
         reads = Reads([*present.values(), *frozen])
-        self._ambient = Ambient(model, reads, passed_by=self._replicas.wrappers)
+        self._ambient = Ambient(model, reads, passed_by=self._replicas.all)
         settle = self._shards.settle
         self._passes = Passes(present, self._ambient, distinct=distinct, before=settle)
         named = list(model.named_parameters())

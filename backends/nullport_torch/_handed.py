@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from nullport_torch._batches import Step
+from nullport_torch._checks import address
 from nullport_torch._reads import bindings
 
 
@@ -48,7 +49,7 @@ def _is(a: object, b: object) -> bool:
 
 
 def _versions(model: nn.Module) -> list[tuple[int, int, int]]:
-    return [(id(p), p._version, p.data_ptr()) for p in model.parameters()]
+    return [(id(p), p._version, address(p)) for p in model.parameters()]
 
 
 def _hooked(p: Any) -> bool:

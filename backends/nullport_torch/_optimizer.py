@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
 from nullport.network import Collective
+from nullport_torch._checks import out_of_reach
+from nullport_torch._clipped import Clipping
 from nullport_torch._hooks import quiet_hooks
 from nullport_torch._kept import copies_of
 from nullport_torch._rollback import Rollback
@@ -41,6 +43,7 @@ class Optimizers:
     Attributes:
         each: The optimizers, out of the wrappers of trainers.
         refusal: Why their step is not to be foreseen, or an empty string.
+        clipping: What real steps show of clipping that was not said.
     """
 
     def __init__(self, given: object, model: nn.Module, clip: Clip | None = None) -> None:
@@ -61,14 +64,16 @@ class Optimizers:
         self.each = [unwrapped(optimizer) for optimizer in many]
         self.clip = clipping(clip)
         self.refusal = ""
+        self.clipping = Clipping(open=clip is None)
         self._model = model
         self._rollback: Rollback | None = None
 
     @property
     def parameters(self) -> list[Tensor]:
-        """Every parameter that is trained, once."""
+        """Every parameter that is trained and can be read, once."""
         groups = (group for optimizer in self.each for group in optimizer.param_groups)
-        return list({id(p): p for group in groups for p in group["params"]}.values())
+        found = {id(p): p for group in groups for p in group["params"]}
+        return [p for p in found.values() if not out_of_reach(p)]
 
     @property
     def comparable(self) -> list[Any]:
@@ -76,6 +81,10 @@ class Optimizers:
         if any(map(is_spread, self.parameters)):
             return []
         return [optimizer for optimizer in self.each if not is_divided(optimizer)]
+
+    def look(self) -> None:
+        """Note the gradients that a real step is about to use."""
+        self.clipping.look(self._with_gradients())
 
     def step(
         self, gradients: Mapping[int, Tensor | None], together: Collective | None = None
@@ -127,8 +136,9 @@ class Optimizers:
     @contextlib.contextmanager
     def undone(self) -> Iterator[Rollback]:
         """Put everything that the optimizers and their parameters hold back at the end."""
-        parameters = self._with_gradients()
-        gradients, random = [p.grad for p in parameters], torch.get_rng_state()
+        parameters, beyond = self._with_gradients(), self._beyond()
+        every = [*parameters, *beyond]
+        gradients, random = [p.grad for p in every], torch.get_rng_state()
         try:
             rollback = self._rollback = Rollback([*self.each, *parameters])
         except ValueError as error:
@@ -141,10 +151,12 @@ class Optimizers:
                 # A graph that saved a parameter stays valid: it comes back bit for bit.
                 _unsafe_preserve_version_counter(tuple(parameters)),
             ):
+                for p in beyond:
+                    p.grad = None
                 yield rollback
         finally:
             self.restore()
-            for p, gradient in zip(parameters, gradients, strict=True):
+            for p, gradient in zip(every, gradients, strict=True):
                 p.grad = gradient
             if not torch.equal(torch.get_rng_state(), random):
                 torch.set_rng_state(random)
@@ -165,7 +177,13 @@ class Optimizers:
         settle(self._model)  # not the weights that are gathered for a pass
         found: dict[int, Any] = {id(p): p for p in self.parameters}
         found |= {id(p): p for p in self._model.parameters()}
-        return [p for p in found.values() if not isinstance(p, nn.UninitializedParameter)]
+        lazy = nn.UninitializedParameter
+        return [p for p in found.values() if not isinstance(p, lazy) and not out_of_reach(p)]
+
+    def _beyond(self) -> list[Tensor]:
+        """Every parameter that is trained and cannot be read: a foreseen step leaves it alone."""
+        groups = (group for optimizer in self.each for group in optimizer.param_groups)
+        return [p for group in groups for p in group["params"] if out_of_reach(p)]
 
     def take(self, optimizer: Any) -> None:
         """Let an optimizer take its step, within :meth:`undone`."""

@@ -33,12 +33,15 @@ class Probe:
     """Watches the next real step of one optimizer.
 
     Attributes:
-        seen: Whether a step was compared.
+        seen: Whether the step was taken.
     """
 
-    def __init__(self, optimizers: Optimizers, optimizer: Any) -> None:
-        """Wrap the ``step`` of ``optimizer``, one of ``optimizers``, until it is called."""
-        self.seen = False
+    def __init__(self, optimizers: Optimizers, optimizer: Any, *, compare: bool = True) -> None:
+        """Wrap the ``step`` of ``optimizer``, one of ``optimizers``, until it is called.
+
+        Without ``compare``, only the gradients that it is given are looked at.
+        """
+        self.seen, self._compares = False, compare
         self._all, self._optimizer = optimizers, optimizer
         self._own = "step" in vars(optimizer)
         inner = self._inner = optimizer.step
@@ -69,6 +72,11 @@ class Probe:
 
         def look() -> None:
             nonlocal foreseen, before
+            if self._optimizer is self._all.each[0]:
+                with contextlib.suppress(Exception):  # it only gives advice
+                    self._all.look()
+            if not self._compares:
+                return
             with _harmless(self._all):
                 foreseen = self._all.repeated(self._optimizer)
                 self._nudged(foreseen)
@@ -88,7 +96,7 @@ class Probe:
         else:
             kwargs = {**kwargs, "closure": counted}
         out = self._inner(*args, **kwargs)
-        if closure is not None and passes != 1:
+        if self._compares and closure is not None and passes != 1:
             self._refuse(f"its step asks the closure for {passes} gradients")
         elif foreseen is not None and before is not None:
             with _harmless(self._all):

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nullport.network import Collective, ReplicaFailed, TangentUnavailable
+from nullport_torch._checks import out_of_reach
 from nullport_torch._sharded import is_spread
 
 T = TypeVar("T")
@@ -85,7 +86,8 @@ class Ranks(Collective):
 
         Of weights that are spread over ranks, each has a part of its own.
         """
-        sums = [_bits(w).sum(dtype=torch.int64) for w in weights if not is_spread(w)]
+        plain = [w for w in weights if not is_spread(w) and not out_of_reach(w)]
+        sums = [_bits(w).sum(dtype=torch.int64) for w in plain]
         if not sums:
             return torch.tensor(False, device=self._device)
         every = self.rows(torch.stack([s.to(self._device) for s in sums])[None])

@@ -476,6 +476,8 @@ class Recorder(TorchFunctionMode):
         wrapped = torch._C._functorch.is_functorch_wrapped_tensor((outputs or values)[0])
         if wrapped:
             name += " under vmap or torch.func"
+        elif any(t.is_nested for t in tensors_in((args, kwargs))):
+            name += " on a nested tensor"
         if not written and not wrapped and follows(func) and self._follows(func, args, kwargs, out):
             return
         if func is torch.embedding and self._receive is None and args[4:5] != (True,):

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nullport_torch._checks import out_of_reach
 from nullport_torch._sharded import held_part, hold_part, is_spread, with_part
 
 MOST = 200_000
@@ -104,8 +105,8 @@ class Rollback:
             yield from self._other(value)
 
     def _tensor(self, tensor: Tensor) -> None:
-        if tensor.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-            return
+        if torch._C._functorch.is_functorch_wrapped_tensor(tensor) or out_of_reach(tensor):
+            return  # the tensors inside of a wrapper are among its attributes
         alias = tensor.data  # shares memory, but not the count of changes that autograd keeps
         if tensor.layout == torch.strided and torch._debug_has_internal_overlap(tensor) == 1:
             alias = alias.as_strided(_span(alias), (1,), alias.storage_offset())

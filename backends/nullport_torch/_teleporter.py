@@ -14,6 +14,7 @@ import nullport
 from nullport import LayerReport, TeleportConfig, TeleportReport
 from nullport_torch._api import AnyOptimizer, inspect
 from nullport_torch._batches import Step, Unsaved, check, decoded, encoded, is_data
+from nullport_torch._clipped import Clipping
 from nullport_torch._distributed import Finder, Group
 from nullport_torch._freeze import bind, data_of, freeze
 from nullport_torch._graph import TorchGraph
@@ -92,6 +93,7 @@ class Teleporter(nullport.Teleporter):
         self._model, self._frozen = model, list(frozen)
         self._optimizers = None if optimizer is None else Optimizers(optimizer, model, clip)
         self._probes: list[Probe] = []
+        self._compared = 0
         self._ready: Handed | None = None
         self._opaque = False
         self._last_graph: TorchGraph | None = None
@@ -257,22 +259,43 @@ class Teleporter(nullport.Teleporter):
             return None
 
     def _watch(self) -> None:
-        """Compare the first real steps of each optimizer with the steps foreseen."""
-        if self._optimizers is None or self._optimizers.refusal:
+        """Compare the first real steps of each optimizer with the steps foreseen.
+
+        Of some later ones, the gradients that they are given are looked at.
+        """
+        trained = self._optimizers
+        if trained is None or trained.refusal or not all(probe.seen for probe in self._probes):
             return
-        each = self._optimizers.comparable
-        seen = all(probe.seen for probe in self._probes)
-        if seen and len(self._probes) < WATCHED * len(each):
-            try:
-                self._probes += [Probe(self._optimizers, one) for one in each]
-            except Exception as error:  # such as an object that takes no attributes
-                self._decline(error)
+        if trained.clipping.found:
+            self._tell_clipping(trained)
+        compare = self._compared < WATCHED
+        each = trained.comparable
+        if not compare:
+            each = each[:1] if trained.clipping.looks(due=self.due) else []
+        try:
+            self._probes = [Probe(trained, one, compare=compare) for one in each]
+            self._compared += 1
+        except Exception as error:  # such as an object that takes no attributes
+            self._decline(error)
+
+    def _tell_clipping(self, trained: Optimizers) -> None:
+        """Say once that the training loop clips, which nobody has said."""
+        found = trained.clipping.found
+        trained.clipping = Clipping(open=False)
+        self._tell(
+            f"training clips gradients before {trained.name} takes its step, but clip= is not "
+            f"given: the step looked ahead with is another one; allowed: Teleporter(..., {found})"
+        )
 
     def _decline(self, error: Exception) -> None:
         """Say once why there is no teleport."""
         words = f"no teleport: {error or type(error).__name__}"
         if isinstance(error, StepUnavailable):
             words += ". Without optimizer=, teleports are judged by the loss alone"
+        self._tell(words)
+
+    def _tell(self, words: str) -> None:
+        """Warn once."""
         if words not in self._said:
             self._said.add(words)
             warnings.warn(words, stacklevel=_outside())

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from nullport_torch._checks import out_of_reach
 from nullport_torch._sharded import local
 
 _WRITERS = {"__setitem__", "__set__"} | {
@@ -143,7 +144,7 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 def _memory(tensor: Tensor) -> list[int]:
     """Return the address of a tensor's memory, if it has any of its own."""
-    if isinstance(tensor, torch.nn.UninitializedParameter) or tensor.is_meta:
+    if isinstance(tensor, torch.nn.UninitializedParameter) or out_of_reach(tensor):
         return []
     try:
         return [local(tensor).untyped_storage().data_ptr()]

@@ -12,7 +12,9 @@ from helpers.installed import installed
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
-from nullport_torch import integrations
+from nullport import TeleportConfig
+from nullport_torch import Teleporter, integrations
+from nullport_torch.integrations import _parts
 
 THEIRS = pytest.mark.filterwarnings("default")  # what these libraries warn of themselves
 LIGHTNING = pytest.mark.skipif(not installed("lightning"), reason="lightning is not installed")
@@ -271,13 +273,141 @@ def test_accelerate_resumes(accumulate: int, tmp_path: Path) -> None:
         assert torch.equal(a, b)
 
 
+GENTLE = TeleportConfig(objective="grad_norm", radius=0.05, max_loss_change=0.5, max_gain=1e9)
+
+
+@LIGHTNING
+@THEIRS
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_fabric(precision: Any, wrapped: bool, tmp_path: Path) -> None:
+    """What ``Fabric.setup`` returns trains with teleports, and checks gradients as before."""
+    from lightning.fabric import Fabric
+
+    fabric = Fabric(accelerator="cpu", devices=1, precision=precision)
+    net, (x, y) = network(), data(96)
+    model, optimizer = fabric.setup(net, torch.optim.SGD(net.parameters(), 0.05))
+    target = model if wrapped else net
+    teleporter = Teleporter(target, optimizer, every=3, config=GENTLE)
+
+    def loss_fn(batch: Any) -> Tensor:
+        return cross_entropy(model(batch[0]), batch[1])
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for batch in zip(x.split(8), y.split(8), strict=True):
+            teleporter.maybe_step(loss_fn, batch)
+            optimizer.zero_grad()
+            fabric.backward(loss_fn(batch))
+            optimizer.step()
+    assert not [w for w in told if "teleport" in str(w.message)]
+    assert [r.step for r in teleporter.history] == [3, 6, 9]
+    assert any(r.accepted for r in teleporter.history)
+    assert [row.name for row in teleporter.history[0].layers] == [
+        "0.weight",
+        "2.weight",
+        "4.weight",
+    ]
+    parts = {"model": model, "optimizer": optimizer, "teleporter": teleporter}
+    fabric.save(tmp_path / "state.ckpt", parts)
+    fabric.load(tmp_path / "state.ckpt", parts)
+    if precision == "bf16-mixed":
+        with pytest.raises(RuntimeError, match=r"fabric\.backward"):
+            loss_fn((x[:4], y[:4])).backward()
+
+
+@TRANSFORMERS
+@THEIRS
+def test_peft(tmp_path: Path) -> None:
+    """Weights of low rank move, the frozen ones that they are added to do not."""
+    peft = pytest.importorskip("peft")
+    from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 16}
+    model = peft.get_peft_model(
+        LlamaForCausalLM(LlamaConfig(**sizes, **heads)),
+        peft.LoraConfig(r=4, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM"),
+    )
+    frozen = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
+    words = torch.randint(32, (48, 12))
+    settings = TrainingArguments(
+        output_dir=str(tmp_path),
+        max_steps=8,
+        per_device_train_batch_size=4,
+        learning_rate=0.01,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    rows = [{"input_ids": row, "labels": row} for row in words]
+    options = {"every": 3, "config": GENTLE}
+    trainer = integrations.TeleportingTrainer(model, settings, train_dataset=rows, teleport=options)
+    trainer.train()
+    first, second = trainer.teleporter.history
+    assert first.accepted or second.accepted
+    moved = {row.name for row in (*first.layers, *second.layers) if row.moved}
+    assert moved
+    assert all("lora_" in name for name in moved)
+    named = dict(model.named_parameters())
+    assert all(torch.equal(named[name], p) for name, p in frozen.items())
+
+
+@ACCELERATE
+@THEIRS
+def test_accelerate_saves_several_teleporters(tmp_path: Path) -> None:
+    from accelerate import Accelerator
+
+    def made() -> tuple[Any, list[Any]]:
+        accelerator = Accelerator(cpu=True)
+        nets = [network(), network()]
+        pairs = [(net, torch.optim.SGD(net.parameters(), 0.05)) for net in nets]
+        prepared = [accelerator.prepare(*pair) for pair in pairs]
+        return accelerator, [integrations.AcceleratedTeleporter(accelerator, *p) for p in prepared]
+
+    accelerator, teleporters = made()
+    for count, teleporter in enumerate(teleporters, 1):
+        for batch in zip(*(t.split(4) for t in data(4 * count)), strict=True):
+            net = teleporter._model
+            teleporter.maybe_step(lambda b, net=net: cross_entropy(net(b[0]), b[1]), batch)
+    accelerator.save_state(str(tmp_path))
+    accelerator, again = made()
+    accelerator.load_state(str(tmp_path))
+    assert [t.state_dict()["policy"]["step"] for t in again] == [1, 2]
+    for path in tmp_path.glob("teleporter*"):
+        path.unlink()
+    with pytest.warns(UserWarning, match="its schedule starts anew") as told:
+        accelerator.load_state(str(tmp_path))
+    assert len(told) == 2
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_another_number_of_processes_waits_for_new_batches(
+    missing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = [{"policy": {"step": 7.0}, "recent": [torch.tensor(rank)]} for rank in range(3)]
+    for rank, state in enumerate(states):
+        monkeypatch.setattr(_parts, "_place", lambda rank=rank: (rank, 3))
+        if not (missing and rank == 2):
+            _parts.save(state, tmp_path)
+    monkeypatch.setattr(_parts, "_everywhere", lambda flag: flag and not missing)
+    assert _parts.own(states) == states[2]
+    if not missing:
+        assert _parts.load(tmp_path, "cpu:0") == states[2]
+    monkeypatch.setattr(_parts, "_place", lambda: (1, 2))
+    monkeypatch.setattr(_parts, "_everywhere", bool)
+    assert _parts.own(states) == {"policy": {"step": 7.0}, "recent": []}
+    assert _parts.load(tmp_path, "cpu") == {"policy": {"step": 7.0}, "recent": []}
+    assert _parts.load(tmp_path / "elsewhere", "cpu") is None
+
+
 @SKORCH
 @THEIRS
 def test_skorch_recipe() -> None:
     """As in docs/training-loop.md."""
     from skorch import NeuralNet
-
-    from nullport_torch import Teleporter
 
     class TeleportingNet(NeuralNet):
         def train_step_single(self, batch: Any, **fit_params: Any) -> Any:
@@ -309,8 +439,6 @@ def test_skorch_recipe() -> None:
 def test_ignite_recipe() -> None:
     """As in docs/training-loop.md."""
     from ignite.engine import Engine, Events
-
-    from nullport_torch import Teleporter
 
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), 0.05)

@@ -10,9 +10,14 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from nullport_torch._teleporter import Teleporter
+from nullport_torch.integrations import _parts
 
 if TYPE_CHECKING:
-    Callback = object
+
+    class Callback:
+        """What a callback has, as far as types are concerned."""
+
+        state_key: str
 else:
     try:
         from lightning.pytorch import Callback
@@ -77,14 +82,25 @@ class LightningCallback(Callback):
                 logger.log_metrics(report.scalars("nullport/"), step=trainer.global_step)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the teleporter."""
+        """Return the state of this process's teleporter."""
         if self.teleporter is None:
             return {} if self._saved is None else self._saved
         return self.teleporter.state_dict()
 
+    def on_save_checkpoint(
+        self,
+        trainer: Any,  # noqa: ARG002
+        pl_module: Any,  # noqa: ARG002
+        checkpoint: dict[str, Any],
+    ) -> None:
+        """Put the states of all processes into the checkpoint, which the first of them writes."""
+        parts = {"parts": _parts.gathered(self.state_dict())}
+        checkpoint["callbacks"][self.state_key] = parts
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume, as soon as training starts."""
-        self._saved = state_dict or None
+        parts = state_dict.get("parts", [state_dict])
+        self._saved = _parts.own(parts) or None
 
 
 def _step(loss: Loss | None, trainer: Any, module: Any, batch_idx: int) -> Callable[[Any], Tensor]:

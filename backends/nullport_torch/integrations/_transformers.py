@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from nullport_torch._teleporter import Teleporter
+from nullport_torch.integrations import _parts
 
 if TYPE_CHECKING:
 
@@ -28,9 +28,6 @@ else:
     from transformers import Trainer
 
     Base = object
-
-FILE = "teleporter.pt"
-"""Name of the state in a checkpoint's folder."""
 
 
 class TeleportMixin(Base):
@@ -55,7 +52,8 @@ class TeleportMixin(Base):
             teleport: What ``Teleporter`` takes, beside model and optimizer.
             **kwargs: As for ``Trainer``.
         """
-        self._teleport, self._saved = dict(teleport or {}), None
+        self._teleport = dict(teleport or {})
+        self._saved: dict[str, Any] | None = None
         self.teleporter: Teleporter | None = None
         super().__init__(*args, **kwargs)
 
@@ -98,15 +96,15 @@ class TeleportMixin(Base):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Save the state of the teleporter beside that of the optimizer."""
         super()._save_optimizer_and_scheduler(output_dir)
-        if self.teleporter is not None and self.args.should_save:
-            torch.save(self.teleporter.state_dict(), Path(output_dir) / FILE)
+        if self.teleporter is not None:  # of every process, for each keeps batches of its own
+            _parts.save(self.teleporter.state_dict(), output_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Load it again."""
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and (path := Path(checkpoint) / FILE).is_file():
-            self.teleporter = None
-            self._saved = torch.load(path, map_location=self.args.device, weights_only=True)
+        if checkpoint is not None:
+            self._saved = _parts.load(checkpoint, self.args.device)
+            self.teleporter = None if self._saved is not None else self.teleporter
 
 
 class TeleportingTrainer(TeleportMixin, Trainer):
