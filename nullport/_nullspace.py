@@ -25,9 +25,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from itertools import chain
 from math import prod
+from operator import or_
 from typing import Protocol
 
 from nullport import _arrays as ar
@@ -295,11 +296,10 @@ class Pinned:
     @property
     def empty(self) -> Array:
         """Whether no output is left, 0-d bool."""
-        shut = None if self.space is None else self.space.empty
-        if self.loose is None:
-            return shut
-        held = ~ar.namespace(self.loose).any(self.loose > 0)
-        return held if shut is None else shut | held
+        found = [] if self.space is None else [self.space.empty]
+        if self.loose is not None:
+            found.append(~ar.namespace(self.loose).any(self.loose > 0))
+        return reduce(or_, found)
 
     @property
     def rounding(self) -> Array | float:

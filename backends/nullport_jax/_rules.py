@@ -91,5 +91,5 @@ def _cotangent(aval: Any, rng: np.random.Generator, scale: float) -> Any:
 def _same(a: jax.Array, b: jax.Array) -> bool:
     if not jnp.issubdtype(a.dtype, jnp.inexact):
         return bool(jnp.array_equal(a, b))
-    tolerance = MISMATCH[min(64, int(jnp.finfo(a.dtype).bits))]
+    tolerance = MISMATCH[min(64, 8 * a.dtype.itemsize)]
     return bool(jnp.linalg.norm(jnp.ravel(a - b)) <= tolerance * jnp.linalg.norm(jnp.ravel(b)))

@@ -666,14 +666,14 @@ class _Reader:
         output = whole(product, out.shape, is_weight=False)
         if bias is None:
             return [output]
-        ends = range(len(out.shape) - len(_aval(eqn.invars[said.bias]).shape), len(out.shape))
         layout = None
         if isinstance(bias, View):
+            ends = range(len(out.shape) - len(bias.axes), len(out.shape))
             layout = bias_layout(spec, output, bias.broadcast(out.shape, ends))
-        if layout is None:
-            self.other([bias], "added in a registered function")
-        else:
+        if isinstance(bias, View) and layout is not None:
             self.found.uses.append(Use(bias.source, site, "bias", layout))
+        else:
+            self.other([bias], "added in a registered function")
         return [None]
 
     def _shares(

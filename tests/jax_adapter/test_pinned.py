@@ -170,7 +170,8 @@ def _language_model(penalty: float = 0.0) -> Built:
     def loss(p: Any, ids: jax.Array) -> jax.Array:
         h = jnp.tanh(p["table"][ids] @ p["w"])
         logits = h @ p["table"].T + p["bias"]
-        return mean_square(logits, jax.nn.one_hot(ids, 12)) + penalty * jnp.sum(p["table"] ** 2)
+        more = penalty * jnp.sum(p["table"] ** 2) if penalty else 0.0
+        return mean_square(logits, jax.nn.one_hot(ids, 12)) + more
 
     return Built(loss, params, (jnp.asarray([3, 7, 3, 1]),))
 
