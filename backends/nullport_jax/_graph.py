@@ -97,6 +97,7 @@ class JaxGraph(FunctionalGraph):
             name: Arrays(self._vary(tuple(b))) for name, b in given.items() if b is not None
         }
         self._program = self._traced()
+        self._guard: Program | None = None
         self._losses: dict[str, Loss] = {
             name: Loss(self._function(b), self._live) for name, b in self._data.items()
         }
@@ -185,8 +186,8 @@ class JaxGraph(FunctionalGraph):
             return list(uses)
         found = self._program.looked_up(self._weights, self._arrays)
         if "guard" in self._data:
-            guard = self._data["guard"]
-            other = self._traced("guard").looked_up(self._weights, guard.arrays)
+            self._guard = self._guard or self._traced("guard")
+            other = self._guard.looked_up(self._weights, self._data["guard"].arrays)
             found = {i: held | other[i] for i, held in found.items() if i in other}
         return [
             replace(use, held=found.get(use.parameter)) if use.role == "lookup" else use
