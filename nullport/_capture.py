@@ -2,7 +2,8 @@
 
 A weight is cut into *blocks*: sets of elements used as one matrix (out, in), or a stack of them.
 A block may move only if every use of its elements in the loss is a recognised linear map; it must
-be null for the union of the inputs of all those uses. Any other use excludes it, with a reason.
+be null for the union of the inputs of all those uses. Uses of its transpose, and rows that are
+looked up, pin some of its outputs. Any other use excludes it, with a reason.
 A :class:`Layer` is a block with what is measured of it before anything moves: above all whether
 the uses that were seen account for its whole gradient.
 """
@@ -11,10 +12,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from functools import cache
+from functools import cache, reduce
 from math import prod
+from operator import or_
 
 from nullport import _arrays as ar
 from nullport._arrays import Array, Collective, LowRank
@@ -37,6 +39,8 @@ class Block:
         layout: Where its elements live.
         sites: Indices of the sites that use it.
         bias: Index and layout of the bias that moves with it, or None.
+        transposed: Indices of the sites that use its transpose.
+        held: Which of its rows are looked up and stay, 0-d bool each (out,), or None.
     """
 
     name: str
@@ -44,6 +48,18 @@ class Block:
     layout: Layout
     sites: tuple[int, ...]
     bias: tuple[int, Layout] | None = None
+    transposed: tuple[int, ...] = ()
+    held: Array | None = field(default=None, compare=False)
+
+    @property
+    def every(self) -> tuple[int, ...]:
+        """Indices of all sites that use it or its transpose."""
+        return tuple(sorted({*self.sites, *self.transposed}))
+
+    @property
+    def pinned(self) -> bool:
+        """Whether some of its outputs have to stay, whatever its inputs are."""
+        return bool(self.transposed) or self.held is not None
 
     @property
     def features(self) -> int:
@@ -74,10 +90,12 @@ def capture(
     for index, parameter in enumerate(parameters):
         reason = _why_not(parameter, own[index], config)
         if reason is None:
-            groups = _by_layout(own[index])
-            for i, (layout, sites) in enumerate(groups):
+            groups = _matrices(own[index])
+            for i, (layout, sites, transposed) in enumerate(groups):
                 part = f"[part {i + 1}/{len(groups)}]" if len(groups) > 1 else ""
-                blocks.append(Block(parameter.name + part, index, layout, sites))
+                held = _held(own[index], layout)
+                name = parameter.name + part
+                blocks.append(Block(name, index, layout, sites, None, transposed, held))
         elif reason:
             excluded[parameter.name] = reason
     if config.bias:
@@ -105,10 +123,19 @@ def _why_not(parameter: Parameter, uses: Sequence[Use], config: TeleportConfig) 
         return "not in include"
     if _matches(parameter.name, config.exclude):
         return "in exclude"
-    layouts = [layout for layout, _ in _by_layout(uses)]
+    layouts = [layout for layout, *_ in _matrices(uses)]
     if any(a.overlaps(b) for i, a in enumerate(layouts) for b in layouts[i + 1 :]):
-        return "the same elements are used in different layouts, such as W and its transpose"
+        return "the same elements are used in different layouts"
+    for use in uses:
+        if use.role == "lookup" and (use.held is None or not _names(use, layouts)):
+            return f"also used by {use.reason}" if layouts else f"used by {use.reason}"
     return None
+
+
+def _names(use: Use, layouts: Sequence[Layout]) -> bool:
+    """Tell whether a use is of one of these matrices."""
+    layout = use.layout
+    return layout is not None and any(layout.canonical == x.canonical for x in layouts)
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
@@ -122,6 +149,24 @@ def _by_layout(uses: Sequence[Use]) -> list[tuple[Layout, tuple[int, ...]]]:
         if use.layout is not None and use.site is not None:
             groups.setdefault(use.layout.canonical, (use.layout, set()))[1].add(use.site)
     return [(layout, tuple(sorted(sites))) for layout, sites in groups.values()]
+
+
+def _matrices(uses: Sequence[Use]) -> list[tuple[Layout, tuple[int, ...], tuple[int, ...]]]:
+    """Return the matrices of linear uses, the sites of each, and the sites of its transpose."""
+    found: dict[object, tuple[Layout, tuple[int, ...], tuple[int, ...]]] = {}
+    for layout, sites in _by_layout(uses):
+        other = layout.mT.canonical
+        if other in found:
+            found[other] = (*found[other][:2], sites)
+        else:
+            found[layout.canonical] = (layout, sites, ())
+    return [*found.values()]
+
+
+def _held(uses: Sequence[Use], layout: Layout) -> Array | None:
+    """Return which rows (out,) of a matrix are looked up by any use, or None if it is no table."""
+    looks = [use for use in uses if use.role == "lookup" and _names(use, [layout])]
+    return reduce(or_, [use.held for use in looks]) if looks else None
 
 
 def _with_bias(block: Block, uses: Mapping[int, Sequence[Use]]) -> Block:
@@ -211,15 +256,16 @@ def _alike(
     """
 
     def key(block: Block) -> str:
-        differentiable = any(lin.sites[i].cotangent is not None for i in block.sites)
+        differentiable = any(lin.sites[i].cotangent is not None for i in block.every)
         bias = None if block.bias is None else (block.bias[0], block.bias[1].canonical)
-        return repr((block.name, block.layout.canonical, bias, differentiable))
+        pinned = (len(block.transposed), block.held is not None)
+        return repr((block.name, block.layout.canonical, bias, differentiable, pinned))
 
     own = {key(block): block for block in blocks}
     every = together.gather([*own])
     common = [k for k in every[0] if all(k in keys for keys in every)]
     # Null spaces are made at a layer's first tangent, directions finished at its last.
-    orders = [sorted(common, key=lambda k: end(own[k].sites)) for end in (min, max)]
+    orders = [sorted(common, key=lambda k: end(own[k].every)) for end in (min, max)]
     if any(found != orders for found in together.gather(orders)):
         msg = "the replicas run their layers in different orders"
         raise ValueError(msg)
@@ -240,7 +286,8 @@ def _layer(
     tolerance, together, weights = MISMATCH[lin.bits], graph.collective, graph.weights()
     block = _without_hidden_bias(block, graph, lin, tolerance)
     sites, gradient = [lin.sites[i] for i in block.sites], lin.gradients[block.parameter]
-    output_norm = together.norm(ar.joint_norm([site.output_norm for site in sites]))
+    outputs = [lin.sites[i].output_norm for i in block.every]
+    output_norm = together.norm(ar.joint_norm(outputs))
     mismatch = output_norm * 0
     if gradient is not None:
         formed = graph.read(block.parameter, ar.dense(gradient), block.layout)
@@ -294,6 +341,8 @@ def explained(block: Block, gradient: Array, lin: Linearization, together: Colle
     """
     xp, whole = ar.namespace(gradient), ar.widen(gradient)
     z = ar.probe_vector(whole, gradient.shape[-2])
+    if block.held is not None:  # what rows get from being looked up is not known
+        z = xp.where(block.held, xp.zeros_like(z), z)
     if block.layout.transposed:
         left = (xp.matrix_transpose(whole) @ z)[..., None, :]
     else:  # as it is stored: its transpose a compiler would copy, or read against the grain
@@ -304,6 +353,11 @@ def explained(block: Block, gradient: Array, lin: Linearization, together: Colle
         if site.cotangent is not None:
             inputs = ar.widen(site.inputs)
             part = site.weight_gradient(inputs, xp.astype(z, inputs.dtype))
+            right = right + part
+            scale = xp.maximum(scale, ar.norm(part))
+    for site in (lin.sites[i] for i in block.transposed):
+        if site.cotangent is not None:
+            part = z[None, :] @ xp.matrix_transpose(site.weight_gradient(ar.widen(site.inputs)))
             right = right + part
             scale = xp.maximum(scale, ar.norm(part))
     right, scale = together.mean(right), xp.maximum(ar.norm(left), together.mean(scale))

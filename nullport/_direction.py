@@ -26,8 +26,8 @@ from nullport import _arrays as ar
 from nullport._arrays import Array, LowRank, Matrix, Vector
 from nullport._capture import Block, Layer
 from nullport._config import TeleportConfig
-from nullport._nullspace import NullSpace, null_space
-from nullport._step import Found, effect
+from nullport._nullspace import NullSpace, Pinned, null_space, pinned
+from nullport._step import Found, effect, with_pinned
 from nullport.network import DenseSite, LayerGraph, Linearization, Site
 
 
@@ -85,9 +85,9 @@ class Directions:
         self._sums = [_Sum() for _ in layers]
         self._users: dict[int, set[int]] = {}
         for index, layer in enumerate(layers):
-            for site in layer.block.sites:
+            for site in layer.block.every:
                 self._users.setdefault(site, set()).add(index)
-        self._last = [max(layer.block.sites) for layer in layers]
+        self._last = [max(layer.block.every) for layer in layers]
         self._sites: list[Site | None] = [
             s if i in self._users else None for i, s in enumerate(lin.sites)
         ]
@@ -113,7 +113,7 @@ class Directions:
             raise RuntimeError(msg)
         if site.cotangent is not None:
             for b in sorted(self._users[index]):
-                self._add(b, site, ar.widen(tangent))
+                self._add(b, index, site, ar.widen(tangent))
         self._finish(before=index + 1)
 
     def finish(self) -> None:
@@ -132,14 +132,16 @@ class Directions:
             self._sums[b] = _Sum()
             if not self._keep:
                 del self.spaces[b]
-            for i in self._layers[b].block.sites:
+            for i in self._layers[b].block.every:
                 self._users[i].discard(b)
                 if not self._users[i]:
                     self._sites[i] = None
 
     def _own(self, b: int) -> list[Site]:
-        sites = [self._sites[i] for i in self._layers[b].block.sites]
-        return [site for site in sites if site is not None]
+        return self._held(self._layers[b].block.sites)
+
+    def _held(self, indices: Sequence[int]) -> list[Site]:
+        return [site for i in indices if (site := self._sites[i]) is not None]
 
     def _space(self, b: int) -> NullSpace:
         """Return the null space of a layer, made when it is first asked for."""
@@ -167,14 +169,19 @@ class Directions:
         """
         (out, inp), samples = self._layers[b].block.layout.shape[-2:], self._layers[b].samples
         plain = all(isinstance(site, DenseSite) for site in self._own(b))
+        plain = plain and not self._layers[b].block.pinned
         if self._space(b).ratio is not None or not plain or samples > out:
             return "direction"
         return "factors" if 4 * samples <= min(out, inp) else "rows"
 
-    def _add(self, b: int, site: Site, tangent: Array) -> None:
+    def _add(self, b: int, index: int, site: Site, tangent: Array) -> None:
         total, route = self._sums[b], self._route(b)
         if route == "direction":
-            total.add(site.weight_gradient(tangent))
+            if index in self._layers[b].block.sites:
+                total.add(site.weight_gradient(tangent))
+            else:
+                found = site.weight_gradient(tangent)
+                total.add(ar.namespace(found).matrix_transpose(found))
             return
         bias = self._layers[b].block.bias is not None
         rows = ar.with_column(tangent, 0.0) if bias else tangent
@@ -204,10 +211,25 @@ class Directions:
             else:
                 delta = self._unscaled(delta) + free
                 kept, given = kept / self._scale + more, given / self._scale + whole
+        outer = self._outer(b)
+        if outer is not None and delta is not None:
+            delta, kept = outer.project(ar.dense(delta))
         share: Array | float = 1.0
         if space.ratio is None and delta is not None:  # a budget takes what it can of any direction
             share = kept / (given + ar.tiny(given))
-        return effect(delta, share, self._layers[b], space, self._own(b), together)
+        layer = self._layers[b]
+        found = effect(delta, share, layer, space, self._own(b), together)
+        if outer is None:
+            return found
+        return with_pinned(found, layer, outer, self._held(layer.block.transposed), together)
+
+    def _outer(self, b: int) -> Pinned | None:
+        """Return the outputs of a layer that have to stay, or None where there are none."""
+        block = self._layers[b].block
+        if not block.pinned:
+            return None
+        sites, out = self._held(block.transposed), block.layout.shape[-2]
+        return pinned(sites, block.held, out, self._graph.collective, self._space(b).size)
 
     def _unscaled(self, delta: Matrix) -> Array:
         formed = ar.dense(delta)

@@ -25,9 +25,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from itertools import chain
 from math import prod
+from operator import or_
+from typing import Protocol
 
 from nullport import _arrays as ar
 from nullport._arrays import Array, Collective
@@ -57,6 +59,13 @@ GRID, ROUNDS = 33, 6
 def is_tight(features: int, samples: int, config: TeleportConfig) -> bool:
     """Tell whether so few inputs are left free that the layer has to keep to a budget."""
     return config.projection == "budget" and samples > (1 - SLACK) * features
+
+
+class _Rows(Protocol):
+    """What is asked of a site here."""
+
+    def rows(self, every: int = 1) -> Iterator[Array]:
+        """Yield rows in chunks."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +206,7 @@ def _removed(d: Array, basis: Array, total: Array) -> tuple[Array, Array]:
 
 
 def null_space(
-    sites: Sequence[Site],
+    sites: Sequence[_Rows],
     features: int,
     config: TeleportConfig,
     *,
@@ -251,6 +260,96 @@ def null_space(
     if callable(config.projection):
         return _chosen(space, config.projection)
     return replace(space, gains=_step(space, config.threshold))
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """Outputs of a weight (..., out, in) that have to stay, whatever its inputs are.
+
+    Where its transpose is used too, ``Y' = C W`` with ``C`` (..., n, out), a move ``dW`` has to
+    meet ``C dW = 0`` besides ``dW X^T = 0``. With ``g_W = delta^T X + C^T gamma`` and projectors
+    ``Q`` and ``P`` on the null spaces of ``C`` and ``X``,
+
+        Q grad_W phi P = Q (delta^T Xdot + Cdot^T gamma) P,
+
+    for the terms with ``C`` or ``X`` itself are removed: still no second derivatives. Rows of a
+    table that are looked up are such outputs as well, one unit vector of ``C`` each.
+
+    Attributes:
+        space: The null space of ``C``, or None.
+        loose: 1 for rows of the weight that are not looked up, else 0, (out, 1); or None.
+    """
+
+    space: NullSpace | None
+    loose: Array | None
+
+    def project(self, d: Array) -> tuple[Array, Array]:
+        """Return ``Q d`` for a direction (..., out, features), and its norm."""
+        xp = ar.namespace(d)
+        if self.loose is not None:
+            d = d * xp.astype(self.loose, d.dtype, copy=False)
+        if self.space is None:
+            return d, ar.norm(d)
+        free, size, _ = self.space.project(xp.matrix_transpose(d))
+        return xp.matrix_transpose(free), size
+
+    @property
+    def empty(self) -> Array:
+        """Whether no output is left, 0-d bool."""
+        found = [] if self.space is None else [self.space.empty]
+        if self.loose is not None:
+            found.append(~ar.namespace(self.loose).any(self.loose > 0))
+        return reduce(or_, found)
+
+    @property
+    def rounding(self) -> Array | float:
+        """What rounding may add to ``||C N||`` per unit of ``||N||``, 0-d."""
+        return 0.0 if self.space is None else self.space.rounding
+
+
+@dataclass(frozen=True)
+class _Loose:
+    """Rows of a site, 0 in the columns that are held anyway."""
+
+    site: Site
+    loose: Array
+
+    def rows(self, every: int = 1) -> Iterator[Array]:
+        """Yield rows in chunks."""
+        for chunk in self.site.rows(every):
+            yield chunk * ar.namespace(chunk).astype(self.loose, chunk.dtype, copy=False)
+
+
+def pinned(
+    sites: Sequence[Site], held: Array | None, outputs: int, together: Collective, like: Array
+) -> Pinned:
+    """Return the outputs that have to stay.
+
+    Args:
+        sites: Uses of the transposed weight.
+        held: Which rows of the weight are looked up, (outputs,) bool, or None.
+        outputs: Rows of the weight.
+        together: Adds over replicas.
+        like: 0-d, in the dtype of what is computed.
+    """
+    xp, loose = ar.namespace(like), None
+    if held is not None:
+        taken = together.sum(xp.astype(held, like.dtype)) > 0
+        loose = xp.astype(~taken, like.dtype)
+    if not sites:
+        return Pinned(None, None if loose is None else loose[:, None])
+    exact = TeleportConfig(projection="threshold", threshold=0.0)
+    space = null_space(
+        sites if loose is None else [_Loose(site, loose) for site in sites],
+        outputs,
+        exact,
+        bias=False,
+        samples=int(together.sum(sum(site.samples for site in sites))),
+        output_norm=like,
+        length=like,
+        together=together,
+    )
+    return Pinned(space, None if loose is None else loose[:, None])
 
 
 def _step(space: NullSpace, tau: float) -> Array:

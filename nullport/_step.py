@@ -17,7 +17,7 @@ squaring, its largest free singular value times ``||N||``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from math import sqrt
 from operator import or_
@@ -26,7 +26,7 @@ from nullport import _arrays as ar
 from nullport._arrays import Array, LowRank, Matrix
 from nullport._capture import Layer
 from nullport._config import TeleportConfig
-from nullport._nullspace import NullSpace
+from nullport._nullspace import NullSpace, Pinned
 from nullport._report import Code, Hold
 from nullport._sites import Layout
 from nullport.network import Change, Collective, LayerGraph, Site
@@ -117,6 +117,33 @@ def effect(
         bound = change * (1 + SUMS * ar.eps(size)) + ar.tiny(size) * ar.eps(size) * terms
     bound = bound + space.rounding * spread
     return Found(*known, delta, size, share + zero, change, bound, sample)
+
+
+def with_pinned(
+    found: Found, layer: Layer, outer: Pinned, sites: Sequence[Site], together: Collective
+) -> Found:
+    """Return what was found, and what the direction does to outputs of the transposed weight.
+
+    Args:
+        found: What was found, its direction projected on both sides.
+        layer: The layer.
+        outer: Its outputs that have to stay.
+        sites: The uses of the transposed weight.
+        together: Adds over replicas.
+    """
+    xp, found = ar.namespace(found.size), replace(found, empty=found.empty | outer.empty)
+    if found.delta is None or outer.space is None:
+        return found
+    weight = ar.dense(_parts(layer, found.delta)[0][2])
+    parts = [site.apply(xp.matrix_transpose(weight)) for site in sites]
+    change = together.norm(ar.joint_norm(parts))
+    bound = change * (1 + SUMS * ar.eps(found.size)) + outer.rounding * found.size
+    return replace(
+        found,
+        inputs=ar.joined([found.inputs, outer.space.size]),
+        change=ar.joined([found.change, change]),
+        bound=ar.joined([found.bound, bound]),
+    )
 
 
 def _seen(delta: Matrix, sample: Sequence[Array], inputs: Array, together: Collective) -> Array:

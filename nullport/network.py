@@ -78,9 +78,11 @@ class Use:
     Attributes:
         parameter: Index of the parameter.
         site: Index of the site whose weight (or bias) it is, or None if the use is not linear.
-        role: ``"weight"`` or ``"bias"`` of that site.
+        role: ``"weight"`` or ``"bias"`` of that site; or ``"lookup"`` where rows of a matrix are
+            taken as they are, as from a table of embeddings.
         layout: Which elements of the parameter take part, or None if the use is not linear.
-        reason: What the use is, in words, if it is not linear.
+        reason: What the use is, in words, if it is no site.
+        held: Which rows (out,) of ``layout`` are looked up, bool.
     """
 
     parameter: int
@@ -88,6 +90,7 @@ class Use:
     role: str = "weight"
     layout: Layout | None = None
     reason: str = ""
+    held: Array | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,15 @@ from nullport_jax._api import inspect, teleport
 from nullport_jax._nnx import teleport_nnx
 from nullport_jax._optax import TeleportingState, teleporting
 from nullport_jax._pytree import register
+from nullport_jax._register import register_linear
 
-__all__ = ["TeleportingState", "inspect", "teleport", "teleport_nnx", "teleporting"]
+__all__ = [
+    "TeleportingState",
+    "inspect",
+    "register_linear",
+    "teleport",
+    "teleport_nnx",
+    "teleporting",
+]
 
 register()

@@ -185,10 +185,22 @@ class ConvSpec:
     x_order: tuple[int, ...]
     y_order: tuple[int, ...]
     levels: int
+    batch_groups: int = 1
 
     def inputs(self, x: jax.Array) -> jax.Array:
-        """Return ``x`` as (batch, channels, *space), or with a stack axis in front."""
-        return self._standard(x, self.x_order)
+        """Return ``x`` as (batch, channels, *space), or with a stack axis in front.
+
+        Groups of samples, each with kernels of its own, become groups of channels.
+        """
+        if self.batch_groups == 1:
+            return self._standard(x, self.x_order)
+        x = x.transpose(*range(self.levels), *(self.levels + i for i in self.x_order))
+        scans, (n, channels, *space) = x.shape[: self.levels], x.shape[self.levels :]
+        groups = self.batch_groups
+        x = x.reshape(*scans, groups, n // groups, channels, *space)
+        x = jnp.moveaxis(x, self.levels, self.levels + 1)
+        x = x.reshape(*scans, n // groups, groups * channels, *space)
+        return self._standard(x, tuple(range(2 + len(space))))
 
     def cotangents(self, delta: jax.Array) -> jax.Array:
         """Return ``delta`` as (batch, channels, *space), or with a stack axis in front."""
@@ -228,17 +240,15 @@ def conv_spec(
     """Read a convolution as a linear map; arguments as for ``dense_spec``.
 
     Raises:
-        NotLinear: If it has batch groups, or the parameter is not its kernel.
+        NotLinear: If the parameter is not its kernel.
     """
     del x_ndim
     if side == 0:
         msg = "the input of a convolution (conv_general_dilated)"
         raise NotLinear(msg)
-    if params["batch_group_count"] != 1:
-        msg = f"a convolution with batch_group_count={params['batch_group_count']}"
-        raise NotLinear(msg)
     x_spec, w_spec, y_spec = params["dimension_numbers"]
-    groups, levels = int(params["feature_group_count"]), len(lengths)
+    batch_groups, levels = int(params["batch_group_count"]), len(lengths)
+    groups = int(params["feature_group_count"]) * batch_groups  # one of both is 1
     split = regroup(weight.axes[w_spec[0]], (groups, out.shape[y_spec[1]] // groups))
     if split is None:
         msg = "cut across the groups of a convolution"
@@ -267,7 +277,7 @@ def conv_spec(
     )
     return ConvSpec(
         tuple(out.shape), out.dtype, roles, roles.layout(weight), weight.stopped,
-        geometry, tuple(x_spec), tuple(y_spec), levels,
+        geometry, tuple(x_spec), tuple(y_spec), levels, batch_groups,
     )  # fmt: skip
 
 

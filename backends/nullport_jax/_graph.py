@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import jax
@@ -23,6 +24,7 @@ from nullport.network import (
     Linearization,
     LowRank,
     Receive,
+    Use,
     Vector,
     scaled,
     shifted,
@@ -95,6 +97,7 @@ class JaxGraph(FunctionalGraph):
             name: Arrays(self._vary(tuple(b))) for name, b in given.items() if b is not None
         }
         self._program = self._traced()
+        self._guard: Program | None = None
         self._losses: dict[str, Loss] = {
             name: Loss(self._function(b), self._live) for name, b in self._data.items()
         }
@@ -130,8 +133,8 @@ class JaxGraph(FunctionalGraph):
         """Return a pytree typed as equal on all replicas."""
         return tree if self._axis is None else jax.tree.map(self._axis.first, tree)
 
-    def _traced(self) -> Program:
-        batch = self._data["batch"]
+    def _traced(self, name: str = "batch") -> Program:
+        batch = self._data[name]
         function, count = self._function(batch), len(self._weights)
         closed = jax.make_jaxpr(lambda *flat: function(list(flat[:count]), list(flat[count:])))(
             *self._weights, *batch.arrays
@@ -174,8 +177,22 @@ class JaxGraph(FunctionalGraph):
         self._value, gradients, sites, self._outputs = self._program.linearize(
             self._weights, self._arrays, known, keep=again
         )
-        uses = self._program.reading.uses
+        uses = self._with_lookups(self._program.reading.uses)
         return Linearization(self._value, gradients, sites, uses, reused=known is not None)
+
+    def _with_lookups(self, uses: Sequence[Use]) -> list[Use]:
+        """Return uses with the rows of tied tables that the batch, and the guard, look up."""
+        if not self._program.reading.tables:
+            return list(uses)
+        found = self._program.looked_up(self._weights, self._arrays)
+        if "guard" in self._data:
+            self._guard = self._guard or self._traced("guard")
+            other = self._guard.looked_up(self._weights, self._data["guard"].arrays)
+            found = {i: held | other[i] for i, held in found.items() if i in other}
+        return [
+            replace(use, held=found.get(use.parameter)) if use.role == "lookup" else use
+            for use in uses
+        ]
 
     @property
     def _arrays(self) -> Leaves:

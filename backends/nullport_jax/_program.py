@@ -146,6 +146,24 @@ class Program(Loss):
         found: list[jax.Array] = self._run(self._replay, leaves, arrays, factors)
         return found
 
+    def looked_up(self, leaves: Leaves, arrays: Leaves) -> dict[int, jax.Array]:
+        """Return which rows of tables, that are weights of products too, are looked up."""
+        if not self.reading.tables:
+            return {}
+        found: dict[int, jax.Array] = self._run(self._held, leaves, arrays)
+        return found
+
+    def _held(self, leaves: Leaves, arrays: Leaves) -> dict[int, jax.Array]:
+        tapped = self._tapped(leaves, arrays)[1]
+
+        def rows(table: int, keys: Sequence[int]) -> jax.Array:
+            (held,) = self._vary([jnp.zeros(leaves[table].shape[0], bool)])
+            for key in keys:  # what lies outside is clamped, or is no row
+                held = held.at[jnp.clip(jnp.ravel(tapped[key][0]), 0, held.size - 1)].set(True)
+            return held
+
+        return {table: rows(table, keys) for table, keys in self.reading.tables.items()}
+
     def tangents(
         self, leaves: Leaves, v: Vector, arrays: Leaves, known: Known = None
     ) -> dict[int, jax.Array]:
@@ -234,6 +252,8 @@ class Program(Loss):
             parts.append(
                 (held(spec, part, spec.inputs(tap[1], *sizes)), delta, size, factors.get(k))
             )
+        if self.reading.opened:  # by the user's own rules, with which sites are compared
+            found = self._gradient(leaves, arrays)[1]
         return loss, found, parts, {key: tap[0] for key, tap in tapped.items()}
 
     def _zeros(self) -> Leaves:

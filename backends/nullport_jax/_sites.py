@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import jax
 
@@ -191,16 +191,41 @@ def dense_spec(
     own, other = (contracted[side], batch[side]), (contracted[1 - side], batch[1 - side])
     w_free = [i for i in range(len(weight.axes)) if i not in (*own[0], *own[1])]
     x_free = [i for i in range(x_ndim) if i not in (*other[0], *other[1])]
-    # Which axis of the weight and of the input every output axis is.
     outs, samples = [(i, None) for i in w_free], [(None, j) for j in x_free]
-    order: list[tuple[int | None, int | None]] = list(zip(own[1], other[1], strict=True))
+    order: list[Pair] = list(zip(own[1], other[1], strict=True))
     order += [*samples, *outs] if side else [*outs, *samples]
+    return product_spec(weight, order, [*zip(own[0], other[0], strict=True)], out, lengths)
+
+
+Pair: TypeAlias = "tuple[int | None, int | None]"
+"""An axis of the weight and of the input."""
+
+
+def product_spec(
+    weight: View,
+    order: Sequence[Pair],
+    contracted: Sequence[tuple[int, int]],
+    out: Any,
+    lengths: Sequence[int],
+) -> DenseSpec:
+    """Return the site of a product.
+
+    Args:
+        weight: View of the weight.
+        order: Which axis of the weight and of the input every axis of the output is.
+        contracted: The axes of both that are summed over.
+        out: Abstract value of the output.
+        lengths: Lengths of the scans around the product.
+
+    Raises:
+        NotLinear: If the weight is repeated along an axis.
+    """
     levels, strides = len(lengths), row_major(out.shape)
     axes = scan_axes(weight, lengths)
     for k, (i, j) in enumerate(order):
         x = None if j is None else levels + j
         pairs = () if i is None else weight.axes[i]
         axes.append(Axis(pairs, x, levels + k, out.shape[k], strides[k]))
-    axes += [Axis(weight.axes[i], levels + j, None) for i, j in zip(own[0], other[0], strict=True)]
+    axes += [Axis(weight.axes[i], levels + j, None) for i, j in contracted]
     roles = sort(axes)
     return DenseSpec(tuple(out.shape), out.dtype, roles, roles.layout(weight), weight.stopped)

@@ -4,8 +4,8 @@ First the jaxpr is read: parameters are followed through operations that only ch
 into the jaxprs of jit, remat and scan. Every product or convolution with exactly one parameter is a
 site; any other use of a parameter is noted with its reason. Then it is evaluated with a zero
 ``eps`` added to every site's output: the cotangent of a site is the gradient with respect to its
-``eps``, and its input is handed out beside the loss. Only jaxprs that hold a site are opened, so
-custom derivative rules stay as they are.
+``eps``, and its input is handed out beside the loss. Only jaxprs that hold a site are opened, and
+functions with a rule of their own only where the rule is the derivative.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 from jax.interpreters.partial_eval import dce_jaxpr
 
-from nullport.network import Layout, NotSeparable, Part, Use, norm, parts, widen
+from nullport.network import Layout, NotSeparable, Part, Use, matrix, norm, parts, widen
 from nullport_jax import _known
 from nullport_jax._bias import bias_layout
 from nullport_jax._conv import conv_spec
 from nullport_jax._copies import MOVES, Copy, Term, Tracked, copied, moved, scaled, summed
 from nullport_jax._known import Value
 from nullport_jax._ragged import ragged_spec
+from nullport_jax._register import REGISTERED
+from nullport_jax._rules import RULES, is_derivative
 from nullport_jax._sites import DenseSpec, NotLinear, Spec, dense_spec
 from nullport_jax._view import View, whole
 
@@ -47,6 +49,9 @@ INLINE = {"pjit": "jaxpr", "jit": "jaxpr", "closed_call": "call_jaxpr", "core_ca
 
 REMAT = ("checkpoint", "remat", "remat2")
 
+LOOKUPS = -(1 << 30)
+"""Keys of tapped indices of lookups, from here downwards."""
+
 REASONS = {
     "ragged_dot_general": "a product of two parameters (ragged_dot)",
     "gather": "gather, as in an embedding",
@@ -60,8 +65,8 @@ REASONS = {
     "conv_general_dilated": "a convolution of two parameters (conv_general_dilated)",
 }
 CUSTOM_VJP = ("custom_vjp_call", "custom_vjp_call_jaxpr")
-REASONS |= dict.fromkeys(CUSTOM_VJP, "used inside custom_vjp, whose rule is kept")
-REASONS["custom_jvp_call"] = "used inside custom_jvp, whose rule is kept"
+REASONS |= dict.fromkeys(CUSTOM_VJP, "custom_vjp, whose rule is another than the derivative")
+REASONS["custom_jvp_call"] = "custom_jvp, whose rule is another than the derivative"
 
 STOPS_JVP = ("custom_lin",)
 """What forward mode leaves behind where a custom reverse rule stops it."""
@@ -101,11 +106,13 @@ class Plan:
     Attributes:
         taps: What is tapped, by equation.
         adds: Site whose bias is added, by equation.
+        lookups: Key of the indices of a lookup, by equation.
         inner: Plan of the jaxpr inside, or plans of several branches, by equation.
     """
 
     taps: dict[int, Tap] = field(default_factory=dict)
     adds: dict[int, int] = field(default_factory=dict)
+    lookups: dict[int, int] = field(default_factory=dict)
     inner: dict[int, Any] = field(default_factory=dict)
 
     @property
@@ -121,7 +128,8 @@ class Plan:
         """All keys of what is tapped inside."""
         own = [tap.product for tap in self.taps.values()]
         inside = [key for plan in self.plans for key in plan.keys]
-        return [*own, *(-1 - product for product in self.adds.values()), *inside]
+        own += [-1 - product for product in self.adds.values()]
+        return [*own, *self.lookups.values(), *inside]
 
     @property
     def sites(self) -> list[int]:
@@ -158,6 +166,8 @@ class Reading:
         lengths: Per product, the lengths of the scans around it.
         uses: Every use of every parameter.
         plan: Where the products are.
+        lookups: By key, the table whose rows are looked up.
+        opened: Whether a function with a rule of its own was opened.
     """
 
     specs: list[Spec] = field(default_factory=list)
@@ -165,6 +175,18 @@ class Reading:
     lengths: list[tuple[int, ...]] = field(default_factory=list)
     uses: list[Use] = field(default_factory=list)
     plan: Plan = field(default_factory=Plan)
+    lookups: dict[int, int] = field(default_factory=dict)
+    opened: bool = False
+
+    @property
+    def tables(self) -> dict[int, list[int]]:
+        """By table that is the weight of a product too, the keys of its lookups."""
+        linear = {use.parameter for use in self.uses if use.site is not None}
+        found: dict[int, list[int]] = {}
+        for key, parameter in self.lookups.items():
+            if parameter in linear:
+                found.setdefault(parameter, []).append(key)
+        return found
 
     @property
     def products(self) -> dict[int, tuple[int, Layout]]:
@@ -190,7 +212,7 @@ class Reading:
 def read(closed: ClosedJaxpr, parameters: Sequence[int | None]) -> Reading:
     """Find the sites and uses in a jaxpr; ``parameters`` says which parameter an input is."""
     sizes = [prod(_aval(v).shape) for v in closed.jaxpr.invars]
-    reader = _Reader([sum(sizes[:i]) for i in range(len(sizes))])
+    reader = _Reader(sizes)
     views: Views = [
         None if index is None else whole(index, _aval(v).shape, is_weight=True)
         for index, v in zip(parameters, closed.jaxpr.invars, strict=True)
@@ -308,8 +330,10 @@ class Frame:
 class _Reader:
     """Walks through jaxprs and follows parameters and outputs of sites."""
 
-    def __init__(self, starts: Sequence[int]) -> None:
-        """Begin; elements of parameter ``i`` have the numbers from ``starts[i]`` on."""
+    def __init__(self, sizes: Sequence[int]) -> None:
+        """Begin; elements are numbered through all parameters, which have these sizes."""
+        starts = [sum(sizes[:i]) for i in range(len(sizes))]
+        self._sizes = sizes
         self.found = Reading()
         self._lengths: list[int] = []
         self._starts = starts
@@ -387,6 +411,8 @@ class _Reader:
     def _equation(self, plan: Plan, i: int, eqn: JaxprEqn, views: Views) -> Views:
         """Read one equation; return the views of its outputs."""
         name = eqn.primitive.name
+        if eqn.params.get("name") in REGISTERED:
+            return self._declared(plan, i, eqn, views)
         inner, out = self._call(eqn, views)
         if inner is not None:
             if any(p.keys for p in (inner if isinstance(inner, list) else [inner])):
@@ -409,8 +435,31 @@ class _Reader:
         followed = self._follow(eqn, views)
         if followed is not None:
             return followed
+        if name == "gather" and self._lookup(plan, i, eqn, views[0]):
+            return [None]
         self.other(views, REASONS.get(name, name))
         return [None] * len(eqn.outvars)
+
+    def _lookup(self, plan: Plan, i: int, eqn: JaxprEqn, table: Tracked | None) -> bool:
+        """Note rows that are taken from a table; return False if it is something else."""
+        numbers, aval = eqn.params["dimension_numbers"], _aval(eqn.invars[0])
+        rows = (
+            len(aval.shape) == 2
+            and tuple(numbers.start_index_map) == (0,)
+            and tuple(numbers.collapsed_slice_dims) == (0,)
+            and not getattr(numbers, "operand_batching_dims", ())
+            and tuple(eqn.params["slice_sizes"]) == (1, aval.shape[1])
+        )
+        if not rows or not isinstance(table, View) or table.outer:
+            return False
+        own = whole(table.source, aval.shape, is_weight=True)
+        if replace(table, stopped=False) != own or self._sizes[table.source] != prod(aval.shape):
+            return False
+        key = LOOKUPS - len(self.found.lookups)
+        plan.lookups[i], self.found.lookups[key] = key, table.source
+        layout, reason = matrix((), *aval.shape), REASONS["gather"]
+        self.found.uses.append(Use(table.source, None, "lookup", layout, reason))
+        return True
 
     def _follow(self, eqn: JaxprEqn, views: Views) -> Views | None:
         """Follow what only moves, scales or adds up elements of parameters."""
@@ -506,9 +555,21 @@ class _Reader:
         if name in INLINE or name in REMAT:
             jaxpr, consts = _opened(eqn.params[INLINE.get(name, "jaxpr")])
             return self.walk(jaxpr, views, self._frame(eqn.invars, consts))
+        if name in RULES and any(view is not None and view.is_weight for view in views):
+            return self._ruled(eqn, views)
         if name == "cond":
             return self._branches(eqn, views)
         return self._scan(eqn, views) if name == "scan" else (None, [])
+
+    def _ruled(self, eqn: JaxprEqn, views: Views) -> tuple[Any, Views]:
+        """Walk through a function with a rule of its own, if that is its derivative."""
+        values = list(map(self._value, eqn.invars))
+        known = [None if v is None or v[0] is not None else v[1][0] for v in values]
+        if not is_derivative(eqn, _bind, known):
+            return None, []
+        self.found.opened = True
+        jaxpr, consts = _opened(eqn.params[RULES[eqn.primitive.name]])
+        return self.walk(jaxpr, views, self._frame(eqn.invars, consts))
 
     def _frame(self, operands: Sequence[Any], consts: Sequence[Any]) -> Frame:
         fixed = list(map(self._is_fixed, operands))
@@ -581,6 +642,39 @@ class _Reader:
             self.found.uses.append(Use(parameter, len(self.found.shares), "weight", layout))
             self.found.shares.append(share)
         return [whole(product, out.shape, is_weight=False)]
+
+    def _declared(self, plan: Plan, i: int, eqn: JaxprEqn, views: Views) -> Views:
+        """Note a registered function."""
+        said, out = REGISTERED[eqn.params["name"]], _aval(eqn.outvars[0])
+        weight, bias = views[said.weight], None if said.bias is None else views[said.bias]
+        self.other([v for v in views if v is not weight and v is not bias], "a registered function")
+        try:
+            if not isinstance(weight, View) or len(eqn.outvars) != 1:
+                msg = "a registered function, with a weight that is made of others"
+                raise NotLinear(msg)
+            x = _aval(eqn.invars[said.input])
+            spec = said.spec(weight, len(x.shape), out, self._lengths)
+        except NotLinear as reason:
+            self.other([weight, bias], str(reason))
+            return [None] * len(eqn.outvars)
+        product, site = len(self.found.specs), len(self.found.shares)
+        plan.taps[i] = Tap(product, said.input)
+        self.found.specs.append(spec)
+        self.found.lengths.append(tuple(self._lengths))
+        self.found.shares.append(Share(product))
+        self.found.uses.append(Use(weight.source, site, "weight", spec.layout))
+        output = whole(product, out.shape, is_weight=False)
+        if bias is None:
+            return [output]
+        layout = None
+        if isinstance(bias, View):
+            ends = range(len(out.shape) - len(bias.axes), len(out.shape))
+            layout = bias_layout(spec, output, bias.broadcast(out.shape, ends))
+        if isinstance(bias, View) and layout is not None:
+            self.found.uses.append(Use(bias.source, site, "bias", layout))
+        else:
+            self.other([bias], "added in a registered function")
+        return [None]
 
     def _shares(
         self, product: int, spec: Spec, weight: Tracked, rows: int
@@ -770,6 +864,8 @@ def evaluate(
             of = {key: eps[key] for key in keys if key >= 0}
             out, more = _evaluate_call(eqn, inner, operands, of, some)
             tapped |= more
+        elif i in plan.lookups:
+            out, tapped[plan.lookups[i]] = _bind(eqn, operands), (operands[1],)
         elif i in plan.adds:
             key = -1 - plan.adds[i]
             y = _bind(eqn, operands)[0] if known is None else _with(eqn, known[key], operands)
@@ -824,7 +920,7 @@ def _evaluate_call(
         return _evaluate_scan(eqn, plan, operands, eps, known)
     if name == "cond":
         return _evaluate_branches(eqn, plan, operands, eps, known)
-    jaxpr, consts = _opened(eqn.params[INLINE.get(name, "jaxpr")])
+    jaxpr, consts = _opened(eqn.params[(INLINE | RULES).get(name, "jaxpr")])
 
     functions = {site: added for site, added in eps.items() if callable(added)}
     eps = {site: added for site, added in eps.items() if not callable(added)}

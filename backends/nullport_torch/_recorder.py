@@ -419,6 +419,8 @@ class Recorder(TorchFunctionMode):
     def _see(self, call: Call, part: Part | None, inputs: Tensor, out: Tensor) -> None:
         """Record one site."""
         edge = get_gradient_edge(out) if out.requires_grad else None
+        # Autograd refuses inputs that are written to later; where it is off, they are kept apart.
+        inputs = inputs.clone() if edge is None else inputs
         size = whole(torch.linalg.vector_norm(output_rows(call, part, out.detach())))
         # A copy of the weight is kept by the autograd graph, which then misses a move.
         same = out.dtype == call.w.dtype and not self._copied

@@ -21,7 +21,7 @@ def _names(functions: Iterable[Any]) -> str:
 def rows() -> list[tuple[str, str, str]]:
     """Return what moves: the kind, and the functions of torch and of JAX that are recognised."""
     from nullport_jax import _copies as jax_copies
-    from nullport_jax import _trace
+    from nullport_jax import _rules, _trace
     from nullport_torch import _calls, _copies, _products, _recurrent
 
     del _products  # registers its parsers
@@ -45,8 +45,22 @@ def rows() -> list[tuple[str, str, str]]:
             "the products inside `scan`",
         ),
         ("weight norm", "`_weight_norm` (`parametrizations.weight_norm`)", "stays"),
-        ("tied embeddings", "`embedding`: rows that no batch looks up", "stays"),
-        ("losses with derivatives by inputs", "`torch.autograd.grad`", "stays"),
+        ("used with its transpose", "every product", "every product"),
+        (
+            "tied embeddings",
+            "`embedding`: rows that no batch looks up",
+            "`gather`: rows that no batch looks up",
+        ),
+        (
+            "losses with derivatives by inputs",
+            "`torch.autograd.grad`",
+            "`jvp`: more rows; `vjp`: uses of the transpose",
+        ),
+        (
+            "derivative rules of one's own",
+            "autograd functions: `register_linear`",
+            _names(_rules.RULES) + " where the rule is the derivative; `register_linear`",
+        ),
         ("inside", "everything that calls torch functions", _names(inside)),
     ]
 

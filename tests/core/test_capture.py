@@ -18,6 +18,7 @@ from nullport.network import FEWER, Collective, DenseSite, Linearization, LowRan
 W = matrix((), 4, 6)
 W_T = Layout(0, (), W.inp, W.out)
 B = matrix((), 4, None)
+LOOKUP = Use(0, None, "lookup", W, "an embedding", np.asarray([True, False, False, True]))
 DEFAULT = TeleportConfig()
 ONE = Collective()
 
@@ -54,6 +55,22 @@ def test_a_weight_used_twice_is_one_block() -> None:
     assert blocks["w"].bias is not None
 
 
+def test_uses_of_the_transpose_belong_to_the_same_block() -> None:
+    uses = [Use(0, 1, "weight", W_T), Use(0, 0, "weight", W), Use(0, 2, "weight", W)]
+    blocks, excluded = _capture([*uses, Use(1, 1, "bias", matrix((), 6, None))])
+    assert "w" not in excluded
+    assert (blocks["w"].sites, blocks["w"].transposed) == ((1,), (0, 2))
+    assert blocks["w"].every == (0, 1, 2)
+    assert blocks["w"].bias is not None  # the transpose has none
+
+
+def test_rows_that_are_looked_up_are_held_by_the_block() -> None:
+    more = replace(LOOKUP, held=np.asarray([False, True, False, True]))
+    blocks, _ = _capture([LOOKUP, Use(0, 0, "weight", W), more])
+    assert blocks["w"].held.tolist() == [True, True, False, True]
+    assert not blocks["w"].transposed
+
+
 def test_slices_are_blocks_of_their_own() -> None:
     uses = [Use(0, i, "weight", matrix((), 2, 6, offset=12 * i)) for i in range(2)]
     halves = [Use(1, i, "bias", matrix((), 2, None, offset=2 * i)) for i in range(2)]
@@ -66,7 +83,14 @@ def test_slices_are_blocks_of_their_own() -> None:
 @pytest.mark.parametrize(
     ("uses", "reason"),
     [
-        ([Use(0, 0, "weight", W), Use(0, 1, "weight", W_T)], "different layouts"),
+        (
+            [Use(0, 0, "weight", W), Use(0, 1, "weight", replace(W_T, offset=1))],
+            "different layouts",
+        ),
+        ([LOOKUP], "^used by an embedding$"),
+        ([LOOKUP, Use(0, 0, "weight", W_T)], "^also used by an embedding$"),
+        ([replace(LOOKUP, held=None), Use(0, 0, "weight", W)], "^also used by an embedding$"),
+        ([LOOKUP, Use(0, 0, "weight", W), Use(0, reason="mul")], "^also used by mul$"),
         (
             [Use(0, 0, "weight", W), Use(0, 1, "weight", matrix((), 2, 6, offset=6))],
             "different layouts",

@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.dense import to_numpy
+from helpers.dense import null_projector, to_numpy
 from helpers.mlp_graph import MLPGraph
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nullport import TeleportConfig, teleport
 from nullport._arrays import Collective
-from nullport._nullspace import NullSpace, budget_gain, gram_matrix, null_space
+from nullport._nullspace import NullSpace, budget_gain, gram_matrix, null_space, pinned
 from nullport.network import DenseSite
 
 EXACT = TeleportConfig(projection="threshold")
@@ -434,3 +434,21 @@ def test_the_certificate_holds(
             whole = np.linalg.norm((rows @ old[2 * k].astype(np.longdouble).T).astype(np.float64))
             assert found / whole <= layer.output_change_bound * (1 + 1e-6)
             assert layer.output_change <= layer.output_change_bound * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("samples", [3, 6])
+def test_pinned_outputs_stay_and_nothing_else_is_taken(samples: int) -> None:
+    """Against the dense projector on the null space of all rows and looked-up unit vectors."""
+    draw = np.random.default_rng(0)
+    rows, held = draw.standard_normal((samples, 12)), np.arange(12) % 5 == 1
+    site = DenseSite("product", rows, None, np.asarray(1.0))
+    outer = pinned([site], held, 12, Collective(), np.asarray(1.0))
+    direction = draw.standard_normal((12, 7))
+    got, size = outer.project(direction)
+    expected = null_projector(np.concatenate([rows, np.eye(12)[held]])) @ direction
+    np.testing.assert_allclose(got, expected, atol=1e-12)
+    assert float(size) == pytest.approx(np.linalg.norm(expected))
+    assert not bool(outer.empty)
+    assert bool(pinned([site], np.ones(12, bool), 12, Collective(), np.asarray(1.0)).empty)
+    alone, _ = pinned([], held, 12, Collective(), np.asarray(1.0)).project(direction)
+    np.testing.assert_array_equal(alone, np.where(held[:, None], 0.0, direction))

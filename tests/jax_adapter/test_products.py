@@ -122,6 +122,7 @@ def per_axis(draw: st.DrawFn, dims: int, low: int, high: int) -> tuple[int, ...]
 def convolutions(draw: st.DrawFn) -> tuple[Op, tuple[int, ...], tuple[int, ...]]:
     """Draw a convolution and the shapes of its operands."""
     dims, groups = draw(st.integers(1, 2)), draw(st.integers(1, 2))
+    of_samples = draw(st.booleans())
     space = "HW"[:dims]
     specs = tuple("".join(draw(st.permutations(a + space))) for a in ("NC", "IO", "NC"))
     kernel, extra = per_axis(draw, dims, 1, 3), per_axis(draw, dims, 0, 2)
@@ -135,12 +136,12 @@ def convolutions(draw: st.DrawFn) -> tuple[Op, tuple[int, ...], tuple[int, ...]]
         "lhs_dilation": lhs,
         "rhs_dilation": dilation,
         "dimension_numbers": specs,
-        "feature_group_count": groups,
+        "batch_group_count" if of_samples else "feature_group_count": groups,
     }
     inputs, outputs = draw(st.integers(1, 2)), draw(st.integers(1, 2))
-    sizes = {"N": draw(st.integers(1, 3)), "C": inputs * groups} | dict(
-        zip(space, size, strict=True)
-    )
+    samples, channels = (groups, 1) if of_samples else (1, groups)
+    sizes = {"N": draw(st.integers(1, 3)) * samples, "C": inputs * channels}
+    sizes |= dict(zip(space, size, strict=True))
     weights = {"I": inputs, "O": outputs * groups} | dict(zip(space, kernel, strict=True))
 
     def op(x: jax.Array, w: jax.Array) -> jax.Array:
@@ -165,6 +166,23 @@ def test_a_stack_of_convolutions_by_vmap() -> None:
     """Every entry of the stack has its own kernel: more groups of one convolution."""
     draw = Draw()
     check(jax.vmap(_conv), draw(3, 2, 4, 5), draw(3, 6, 2, 3), "conv_general_dilated")
+
+
+def test_kernels_for_one_input_by_vmap() -> None:
+    op = jax.vmap(lambda x, w: lax.conv_general_dilated(x, w, (1,), "SAME"), (None, 0))
+    draw = Draw()
+    check(op, draw(2, 4, 5), draw(3, 6, 4, 3), "conv_general_dilated")
+
+
+def test_groups_of_samples_in_a_scan() -> None:
+    def one(x: jax.Array, w: jax.Array) -> jax.Array:
+        return lax.conv_general_dilated(x, w, (1,), "SAME", batch_group_count=2)
+
+    def op(x: jax.Array, w: jax.Array) -> jax.Array:
+        return lax.scan(lambda _, x: (None, one(x, w)), None, x)[1]
+
+    draw = Draw()
+    check(op, draw(3, 4, 2, 5), draw(6, 2, 3), "conv_general_dilated")
 
 
 def test_a_stack_of_convolutions_by_scan() -> None:

@@ -274,6 +274,7 @@ def test_public_names() -> None:
     assert __all__ == [
         "TeleportingState",
         "inspect",
+        "register_linear",
         "teleport",
         "teleport_nnx",
         "teleporting",

@@ -256,9 +256,9 @@ CASES = [
         "scripted", layered(_scripted, lambda h, m: m.layer(h)), {"layer.inner.weight": INVISIBLE}
     ),
     Case(
-        "W and its transpose",
-        net(lambda h, m: torch.tanh(h @ m.w) @ m.w.T),
-        {"w": "different layouts"},
+        "W and its transpose, and more",
+        net(lambda h, m: torch.tanh(h @ m.w) @ m.w.T + m.w.sum()),
+        {"w": "also used by sum"},
     ),
     Case(
         "overlapping slices",

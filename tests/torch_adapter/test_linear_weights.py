@@ -350,8 +350,6 @@ def _moved(model: Net) -> bool:
 
 
 def test_spectral_norm_moves_where_its_vectors_are_fixed() -> None:
-    """In eval mode all uses of the weight are linear; in train mode iterations transpose it."""
     torch.manual_seed(0)
     model = Net(lambda h, m: m.layer(h), layer=parametrizations.spectral_norm(nn.Linear(9, 7)))
     assert _moved(model.eval())
-    assert not _moved(model.train())
