@@ -7,10 +7,11 @@ from dataclasses import fields
 import jax
 
 from nullport import LayerReport, TeleportReport
-from nullport.network import LowRank
+from nullport.network import DenseSite, LowRank
 
 _STATIC: dict[type, tuple[str, ...]] = {
     LowRank: (),
+    DenseSite: ("kind",),
     LayerReport: ("name", "kind", "in_features", "samples", "note"),
     TeleportReport: ("tangent",),
 }

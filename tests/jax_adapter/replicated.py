@@ -24,8 +24,8 @@ from jax.sharding import PartitionSpec as P
 from nullport import TeleportConfig
 from nullport_jax import teleport, teleporting
 
-SIZES = (6, 20, 16, 3)
 DEVICES = int(sys.argv[1]) if __name__ == "__main__" else 4
+SIZES = (6, 20 if DEVICES == 4 else 24, 16, 3)  # hidden rows are divided among all devices
 FEW, MANY = 2 * DEVICES, 8 * DEVICES
 FREE: dict[str, Any] = {"max_gain": 1e9, "max_loss_change": 1e9}
 CONFIGS = {

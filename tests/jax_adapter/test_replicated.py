@@ -12,6 +12,8 @@ from typing import Any
 import jax
 import pytest
 
+from nullport._report import Cause
+
 PROGRAM = Path(__file__).with_name("replicated.py")
 REPLICAS = (
     "pmap averaged", "pmap normalised", "pmap look_ahead", "shard_map local", "shard_map averaged",
@@ -91,7 +93,7 @@ def test_training_is_that_of_one_device(case: str, found: dict[str, Any]) -> Non
 
 def test_what_is_not_known_is_refused(found: dict[str, Any]) -> None:
     row = found["refused"]
-    assert set(row["cause"]) == {9}
+    assert set(row["cause"]) == {Cause.APART}
     assert row["same"]
     assert "psum over the axis 'd'" in row["missing"]
     assert "axis_name='d'" in row["missing"]
