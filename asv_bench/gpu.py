@@ -1,0 +1,190 @@
+"""Test and measure nullport on a GPU, in nine minutes, and write docs/benchmarks/gpu.md.
+
+    python asv_bench/gpu.py                     # or: make gpu; again: goes on where it was ended
+    python asv_bench/gpu.py --device cpu --small --out build/gpu.md       # that everything runs
+
+It needs torch, JAX, CuPy and array-api-compat, as they are on the machine; it downloads nothing.
+Every part runs in a process of its own, which is ended when its time is over, and the page
+is written after each. Parts that were measured are not measured again, unless the commit, the
+device or a version has changed, or ``--anew`` is given. The exit status is 1 if a figure is missed
+by a part on correctness, or a part raised; parts that lack a package are named on the page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from device.journal import Entry, Journal
+from device.page import missed, page
+from device.parts import Part, parts
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+PATH = [str(HERE), str(ROOT), str(ROOT / "backends")]
+NAMES = sorted({part.name for device in ("cuda", "cpu") for part in parts(device)})
+STARTING = 5.0
+"""Seconds below which no part is begun."""
+
+
+def commit() -> str:
+    """Return the commit, or the version where there is no repository."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def hardware(device: str) -> str:
+    """Return the name of the device."""
+    if device == "cpu":
+        return f"{platform.machine()} processor, {os.cpu_count()} cores"
+    import torch
+
+    found = torch.cuda.get_device_properties(0)
+    return f"{found.name}, {found.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
+
+
+def versions() -> str:
+    names = ("torch", "jax", "jaxlib", "numpy", "cupy-cuda12x", "cupy-cuda13x", "cupy")
+    there = {str(d.metadata["Name"]).lower(): d.version for d in metadata.distributions()}
+    found = [f"{name} {there[name]}" for name in names if name in there]
+    return ", ".join([f"Python {platform.python_version()}", *found])
+
+
+class Run:
+    """Runs parts until the time is over."""
+
+    def __init__(self, journal: Journal, options: argparse.Namespace) -> None:
+        self.journal, self.options = journal, options
+        self.known = parts(options.device, options.small)
+        self.plan = [p for p in self.known if not options.only or p.name in options.only]
+        self.end = time.monotonic() + 60 * options.minutes
+
+    def left(self) -> float:
+        return self.end - time.monotonic()
+
+    def all(self) -> None:
+        """Run what is missing: on a device one process per part, small parts together in one."""
+        missing = self.journal.missing([part.name for part in self.plan])
+        todo = [part for part in self.plan if part.name in missing]
+        groups = [todo] if self.options.small else [[part] for part in todo]
+        for group in groups:
+            if group and self.left() > STARTING:
+                self.group(group)
+                self.write()
+
+    def group(self, group: Sequence[Part]) -> None:
+        """Run some parts in one process, and end it when their time is over."""
+        size = "small" if self.options.small else "full"
+        allowed = min(self.left(), sum(part.seconds for part in group))
+        if self.options.small:
+            allowed = self.left()
+        command = [sys.executable, "-m", "device.worker", self.options.device, size]
+        command += [str(allowed), *(part.name for part in group)]
+        ours = {
+            "PYTHONPATH": os.pathsep.join([*PATH, os.environ.get("PYTHONPATH", "")]),
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+            "NULLPORT_BENCH": "quick" if self.options.small else "large",
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+        }
+        if self.options.small:  # other threads would wait in loops
+            ours |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, env={**os.environ, **ours}
+        )
+        timer = threading.Timer(allowed, process.kill)
+        timer.start()
+        try:
+            self.read(process)
+        finally:
+            timer.cancel()
+            process.kill()
+            process.wait()
+
+    def read(self, process: subprocess.Popen[str]) -> None:
+        """Take the rows as they come."""
+        entry, start = Entry(), time.monotonic()
+        assert process.stdout is not None
+        for line in process.stdout:
+            if not line.startswith("{"):
+                continue  # of a library that prints
+            found = json.loads(line)
+            if "begin" in found:
+                entry, start = Entry(), time.monotonic()
+                self.journal.entries[found["begin"]] = entry
+            elif "end" in found:
+                entry.done, entry.error = True, found["error"]
+                entry.seconds = round(time.monotonic() - start, 1)
+                print(f"{found['end']}: {entry.seconds} s {entry.error}", flush=True)
+            else:
+                entry.rows.append(found)
+            self.journal.save()
+        if process.wait() > 0:
+            entry.error = f"the process ended with status {process.returncode}"
+            entry.done = True
+
+    def write(self) -> None:
+        self.options.out.parent.mkdir(parents=True, exist_ok=True)
+        self.options.out.write_text(page(self.journal, self.known), encoding="utf-8")
+
+    def failures(self) -> list[str]:
+        """Return what is wrong: parts that raised, and missed figures of correctness."""
+        found = []
+        for name, entry in self.journal.entries.items():
+            if entry.error and "not installed" not in entry.error:
+                found.append(f"{name}: {entry.error}")
+            if name.startswith("correct"):
+                found += [
+                    f"{name}: {row['what']}: {row['value']}" for row in entry.rows if missed(row)
+                ]
+        return found
+
+
+def arguments(given: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--small", action="store_true", help="tiny sizes, to see that it runs")
+    parser.add_argument("--minutes", type=float, default=9.0)
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=())
+    parser.add_argument("--anew", action="store_true", help="measure everything again")
+    parser.add_argument("--state", type=Path, help="default: build/gpu-DEVICE.json")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks" / "gpu.md")
+    options = parser.parse_args(given)
+    size = "-small" if options.small else ""
+    options.state = options.state or ROOT / "build" / f"gpu-{options.device}{size}.json"
+    return options
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    """Measure, write the page, and return 1 if something is wrong."""
+    options = arguments(given)
+    if options.anew:
+        options.state.unlink(missing_ok=True)
+    about = {"device": hardware(options.device), "versions": versions(), "commit": commit()}
+    if options.small:
+        about["sizes"] = "tiny, whatever the titles say, to see that everything runs"
+    run = Run(Journal(options.state, about), options)
+    try:
+        run.all()
+    finally:
+        run.write()
+    for failure in run.failures():
+        print("FAILED", failure)
+    left = run.journal.missing([part.name for part in run.plan])
+    print(f"wrote {options.out}" + (f"; left for another run: {', '.join(left)}" if left else ""))
+    return 1 if run.failures() else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
