@@ -100,17 +100,16 @@ class Run:
         }
         if self.options.small:  # other threads would wait in loops
             ours |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        process = subprocess.Popen(
+        with subprocess.Popen(
             command, stdout=subprocess.PIPE, text=True, env={**os.environ, **ours}
-        )
-        timer = threading.Timer(allowed, process.kill)
-        timer.start()
-        try:
-            self.read(process)
-        finally:
-            timer.cancel()
-            process.kill()
-            process.wait()
+        ) as process:
+            timer = threading.Timer(allowed, process.kill)
+            timer.start()
+            try:
+                self.read(process)
+            finally:
+                timer.cancel()
+                process.kill()
 
     def read(self, process: subprocess.Popen[str]) -> None:
         """Take the rows as they come."""

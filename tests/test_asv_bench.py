@@ -83,7 +83,7 @@ def test_a_planted_slowdown_fails(project, capsys):
     head = git(project, "rev-parse", "HEAD")
     slow = gate_check.planted(project)
     try:
-        assert run(project, head, slow, "--rounds=1") == 1
+        assert run(project, head, slow, "--rounds=3") == 1
     finally:
         git(project, "reset", "-q", "--hard", head)
     assert "FAILS: more than 1.5 times" in capsys.readouterr().out
@@ -215,6 +215,31 @@ def test_a_regression_is_read_from_the_published_page(tmp_path):
     history = object.__new__(history_check.History)
     history.work, history.asv = tmp_path, lambda *_: None
     assert list(history.regressions()) == [("a.time_b", "abc", 2.5)]
+
+
+def test_the_picture_has_the_commits_of_the_branch_in_their_order(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    picture = importlib.import_module("history_picture")
+    found = []
+    monkeypatch.setattr(picture, "order", lambda _: {"b" * 40: 1, "a" * 40: 2})
+    monkeypatch.setattr(picture, "draw", lambda given, _: found.extend(given))
+    options = ["--results", str(tmp_path), "--out", str(tmp_path / "history.png")]
+    assert picture.main(options) == 1
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "machine.json").write_text(json.dumps({"machine": "m"}))
+    row = [[1.0, None, 3.0], [["'torch'"], ["128", "512", "1024"]]]
+    for name in "abc":  # the last is not of this branch
+        results_of = {"teleport.Width.track_gradients": row}
+        columns = ["result", "params"]
+        content = {"commit_hash": name * 40, "result_columns": columns, "results": results_of}
+        (tmp_path / "m" / f"{name}.json").write_text(json.dumps(content))
+    assert picture.main(options) == 0
+    assert [saved.commit[0] for saved in found] == ["b", "a"]
+    drawn = picture.lines(found, "teleport.Width.track_gradients")
+    assert drawn == {("torch", 1024): [3.0, 3.0], ("torch", 128): [1.0, 1.0]}
+    monkeypatch.undo()
+    picture.draw(found, tmp_path / "history.png")
+    assert (tmp_path / "history.png").stat().st_size > 0
 
 
 def test_results_are_kept_by_processor_and_cores(monkeypatch):
