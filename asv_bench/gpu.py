@@ -51,6 +51,8 @@ def hardware(device: str) -> str:
         return f"{platform.machine()} processor, {os.cpu_count()} cores"
     import torch
 
+    if not torch.cuda.is_available():
+        sys.exit("torch sees no GPU; `make gpu-dry` runs everything small on the processor")
     found = torch.cuda.get_device_properties(0)
     return f"{found.name}, {found.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
 
@@ -60,6 +62,18 @@ def versions() -> str:
     there = {str(d.metadata["Name"]).lower(): d.version for d in metadata.distributions()}
     found = [f"{name} {there[name]}" for name in names if name in there]
     return ", ".join([f"Python {platform.python_version()}", *found])
+
+
+def surroundings(small: bool) -> dict[str, str]:
+    """Return the variables of the environment of a worker."""
+    found = {
+        "PYTHONPATH": os.pathsep.join([*PATH, os.environ.get("PYTHONPATH", "")]),
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        "NULLPORT_BENCH": "quick" if small else "large",
+    }
+    if small:  # other threads would wait in loops
+        found |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    return found
 
 
 class Run:
@@ -86,23 +100,12 @@ class Run:
 
     def group(self, group: Sequence[Part]) -> None:
         """Run some parts in one process, and end it when their time is over."""
-        size = "small" if self.options.small else "full"
-        allowed = min(self.left(), sum(part.seconds for part in group))
-        if self.options.small:
-            allowed = self.left()
-        command = [sys.executable, "-m", "device.worker", self.options.device, size]
-        command += [str(allowed), *(part.name for part in group)]
-        ours = {
-            "PYTHONPATH": os.pathsep.join([*PATH, os.environ.get("PYTHONPATH", "")]),
-            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-            "NULLPORT_BENCH": "quick" if self.options.small else "large",
-            "TF_CPP_MIN_LOG_LEVEL": "3",
-        }
-        if self.options.small:  # other threads would wait in loops
-            ours |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        with subprocess.Popen(
-            command, stdout=subprocess.PIPE, text=True, env={**os.environ, **ours}
-        ) as process:
+        small = self.options.small
+        allowed = self.left() if small else min(self.left(), group[0].seconds)
+        command = [sys.executable, "-m", "device.worker", self.options.device]
+        command += ["small" if small else "full", str(allowed), *(part.name for part in group)]
+        ours = {**os.environ, **surroundings(small)}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ours) as process:
             timer = threading.Timer(allowed, process.kill)
             timer.start()
             try:
@@ -110,14 +113,17 @@ class Run:
             finally:
                 timer.cancel()
                 process.kill()
+        entry = self.journal.entries.get(group[0].name, Entry(done=True))
+        if not small and not entry.done and self.left() > STARTING:
+            entry.done, entry.error = True, f"it takes more than {allowed:g} s"
 
     def read(self, process: subprocess.Popen[str]) -> None:
         """Take the rows as they come."""
         entry, start = Entry(), time.monotonic()
         assert process.stdout is not None
         for line in process.stdout:
-            if not line.startswith("{"):
-                continue  # of a library that prints
+            if not (line.startswith("{") and line.endswith("}\n")):
+                continue  # of a library that prints, or cut off
             found = json.loads(line)
             if "begin" in found:
                 entry, start = Entry(), time.monotonic()

@@ -66,7 +66,6 @@ def test_no_part_is_begun_when_the_time_is_over(run, monkeypatch):
 
 def test_a_worker_is_ended_when_its_time_is_over(run, monkeypatch):
     """The command sleeps; the run does not wait for it."""
-    monkeypatch.setattr(gpu.sys, "executable", "/bin/sh")
     started = gpu.subprocess.Popen
     monkeypatch.setattr(
         gpu.subprocess, "Popen", lambda command, **given: started(["sleep", "600"], **given)
@@ -74,6 +73,19 @@ def test_a_worker_is_ended_when_its_time_is_over(run, monkeypatch):
     run.end = gpu.time.monotonic() + 0.2
     run.group(run.plan[:1])  # returns
     assert not run.journal.entries
+
+
+def test_a_part_that_takes_longer_than_it_may_is_not_begun_again(run, monkeypatch):
+    run.options.small = False
+    part = gpu.Part("gpt2", "GPT-2", (), 0.05, lambda _: iter(()))
+    started = gpu.subprocess.Popen
+    monkeypatch.setattr(
+        gpu.subprocess, "Popen", lambda command, **given: started(["sleep", "600"], **given)
+    )
+    monkeypatch.setitem(run.journal.entries, "gpt2", journal.Entry([ROW]))
+    run.group([part])
+    assert run.journal.missing(["gpt2"]) == []
+    assert "takes more than 0.05 s" in run.failures()[0]
 
 
 def test_the_page_says_what_is_missed_and_what_is_left(run):

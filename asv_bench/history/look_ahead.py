@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.common import Function, Size
+from benchmarks.common import Function, Size, sizes
 from benchmarks.networks import network, nullport, nullport_torch
 from benchmarks.places import torch
 
 from ._times import Found, gradients, milliseconds, shown, times
 
-WIDTHS = {width: Size(width, 4, min(width // 2, 128)) for width in (128, 256, 1024)}
+WIDTHS = {width: Size(width, 4, min(width // 2, 128)) for width in sizes(128, 256, 1024)}
 RADIUS = 1e-3
 """However many teleports are timed, weights stay about where they are."""
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from benchmarks.common import Function, Size
+from benchmarks.common import Function, Size, sizes
 from benchmarks.networks import network
 
 from ._times import BACKENDS, Found, gradients, milliseconds, shown, times
 
-WIDTHS = {width: Size(width, 4, 64) for width in (128, 512, 1024)}
-DEPTHS = {depth: Size(128, depth, 64) for depth in (2, 6, 18)}
+WIDTHS = {width: Size(width, 4, 64) for width in sizes(128, 512, 1024)}
+DEPTHS = {depth: Size(128, depth, 64) for depth in sizes(2, 6, 18)}
 
 
 def whole(place: str, size: Size) -> tuple[Function, Function]:
