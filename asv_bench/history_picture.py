@@ -36,7 +36,7 @@ def order(repository: Path) -> dict[str, int]:
 
 def lines(found: Sequence[Saved], name: str) -> dict[Key, list[float]]:
     """Return the values of every case over the commits, not a number where there is none."""
-    keys = sorted({key for saved in found for key in saved.values.get(name, {})}, key=str)
+    keys = sorted({key for saved in found for key in saved.values.get(name, {})})
     missing = float("nan")
     return {key: [saved.values.get(name, {}).get(key, missing) for saved in found] for key in keys}
 
@@ -48,7 +48,7 @@ def draw(found: Sequence[Saved], out: Path) -> None:
     mpl.use("agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, len(PANELS), figsize=(14, 4.5))
+    figure, axes = plt.subplots(1, len(PANELS), figsize=(14, 5.5))
     ticks = [saved.commit[:7] for saved in found]
     for ax, (name, title) in zip(axes, PANELS.items(), strict=True):
         cases = lines(found, name)
@@ -69,7 +69,7 @@ def draw(found: Sequence[Saved], out: Path) -> None:
         ax.yaxis.set_minor_formatter("{x:g}")
         ax.tick_params(axis="y", which="minor", labelsize=7)
         ax.grid(alpha=0.3, which="both")
-        ax.legend(fontsize=7)
+        ax.legend(fontsize=7, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.08))
     axes[0].set_ylabel("training gradients")
     figure.tight_layout()
     figure.savefig(out, dpi=110, metadata={"Software": None})
