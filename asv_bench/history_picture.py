@@ -69,7 +69,8 @@ def draw(found: Sequence[Saved], out: Path) -> None:
         ax.yaxis.set_minor_formatter("{x:g}")
         ax.tick_params(axis="y", which="minor", labelsize=7)
         ax.grid(alpha=0.3, which="both")
-        ax.legend(fontsize=7, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.08))
+        if cases:
+            ax.legend(fontsize=7, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.08))
     axes[0].set_ylabel("training gradients")
     figure.tight_layout()
     figure.savefig(out, dpi=110, metadata={"Software": None})
