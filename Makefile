@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz mutants test-thinc-8 test-oldest-jax test-replicated lint types package bench-smoke bench-compare bench-gate-check scaling figures docs clean
+.PHONY: help demo test fuzz mutants test-thinc-8 test-oldest-jax test-replicated lint types package bench-smoke bench-track bench-compare bench-gate-check bench-history-check scaling figures rivals gpu gpu-dry docs clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -94,18 +94,27 @@ package: $(VENV)/.dev  ## Build the wheel, install it in an empty environment, t
 ASV := cd asv_bench && OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 \
 	XLA_FLAGS=--xla_cpu_multi_thread_eigen=false
 
+QUICK := NULLPORT_BENCH=quick JAX_COMPILATION_CACHE_DIR="$(CURDIR)/asv_bench/.asv/jax" \
+	JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0
+
 bench-smoke: $(VENV)/.dev  ## Check that the benchmarks run
 	$(ASV) ../$(BIN)/asv machine --yes
 	$(ASV) ../$(BIN)/asv check -E existing
-	$(ASV) NULLPORT_BENCH=quick JAX_COMPILATION_CACHE_DIR="$(CURDIR)/asv_bench/.asv/jax" \
-		JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 \
-		../$(BIN)/asv run --quick --show-stderr -E existing
+	$(ASV) ../$(BIN)/asv check -E existing --config history.conf.json
+	$(ASV) $(QUICK) ../$(BIN)/asv run --quick --show-stderr -E existing
+	$(ASV) $(QUICK) ../$(BIN)/asv run --quick --show-stderr -E existing --config history.conf.json
+
+bench-track: $(VENV)/.dev  ## Measure the commits since the last tracked one (RANGE=A..B: others)
+	$(BIN)/python asv_bench/track.py $(if $(RANGE),--range $(RANGE))
 
 bench-compare: $(VENV)/.dev  ## Compare two commits, BASE=... HEAD=...; fails at a factor of 1.5 (4 minutes)
 	$(ASV) ../$(BIN)/python compare.py "$(BASE)" "$(HEAD)"
 
 bench-gate-check: $(VENV)/.dev  ## Check that the comparison finds a planted slowdown, and only that
 	$(ASV) ../$(BIN)/python gate_check.py
+
+bench-history-check: $(VENV)/.dev  ## Check that the history finds a slowdown three commits back
+	$(BIN)/python asv_bench/history_check.py
 
 scaling: $(VENV)/.dev  ## Measure how costs scale and write docs/benchmarks/scaling.md (25 minutes)
 	$(ASV) ../$(BIN)/asv machine --yes
@@ -116,6 +125,17 @@ scaling: $(VENV)/.dev  ## Measure how costs scale and write docs/benchmarks/scal
 figures: $(VENV)/.dev  ## Measure the figures of the design, side by side (8 minutes)
 	$(BIN)/python asv_bench/figures.py
 
+rivals: $(VENV)/.dev  ## Compare with other teleports and captures, torch and JAX (5 minutes)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 XLA_FLAGS=--xla_cpu_multi_thread_eigen=false \
+		$(BIN)/python asv_bench/rivals_table.py --markdown
+
+# With the Python of the machine, whose torch, JAX and CuPy know its device: nothing is installed.
+gpu:  ## Test and measure on a GPU, write docs/benchmarks/gpu.md (9 minutes; again: goes on)
+	$(PYTHON) asv_bench/gpu.py
+
+gpu-dry: $(VENV)/.dev  ## Run all of that small, on the processor (1 minute)
+	$(BIN)/python asv_bench/gpu.py --device cpu --small --anew --minutes 30 --out build/gpu.md
+
 # Quick runs are made anew, for the code may have changed; examples run again where they changed.
 docs: $(VENV)/.docs  ## Build these pages into build/docs/html; warnings are errors (2 minutes)
 	mkdir -p build docs/generated
@@ -124,6 +144,7 @@ docs: $(VENV)/.docs  ## Build these pages into build/docs/html; warnings are err
 		--processes 2 --report docs/generated/quick.md
 	OMP_NUM_THREADS=1 JAX_PLATFORMS=cpu $(BIN)/python -m sphinx -b html -q -W --keep-going \
 		docs build/docs/html
+	cd asv_bench && ../$(BIN)/asv publish --config history.conf.json --html-dir ../build/docs/html/history
 
 clean:  ## Remove everything that was built
 	rm -rf $(VENV) build dist docs/gallery docs/generated .pytest_cache .mypy_cache .ruff_cache .hypothesis

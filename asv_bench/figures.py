@@ -30,11 +30,16 @@ REPEATS = {64: (60, 400), 256: (20, 100), 1024: (9, 25), 2048: (7, 9), 4096: (5,
 """Fewest and most interleaved repeats, by width."""
 
 
+def repeats(width: int) -> tuple[int, int]:
+    """Return the fewest and most repeats for a width: those of the next that is named."""
+    return REPEATS[min((known for known in REPEATS if known >= width), default=max(REPEATS))]
+
+
 def ratios(backend: str, *sizes: Size, steps: int = 1) -> list[float]:
     """Return the cost of a teleport of each size in gradients, all measured in turns."""
     networks = [network(backend, size) for size in sizes]
     functions = [f for n in networks for f in (n.gradient, lambda n=n: n.teleport(steps))]
-    found = medians(*functions, seconds=40, repeats=REPEATS[max(size.width for size in sizes)])
+    found = medians(*functions, seconds=40, repeats=repeats(max(size.width for size in sizes)))
     return [jump / unit for unit, jump in zip(found[::2], found[1::2], strict=True)]
 
 
@@ -42,7 +47,7 @@ def step_ratio(backend: str, size: Size) -> float:
     """Return the cost of an ascent step after the first, in gradients."""
     made = network(backend, size)
     functions = made.gradient, made.teleport, lambda: made.teleport(STEPS)
-    unit, one, many = medians(*functions, seconds=40, repeats=REPEATS[size.width])
+    unit, one, many = medians(*functions, seconds=40, repeats=repeats(size.width))
     return (many - one) / (STEPS - 1) / unit
 
 

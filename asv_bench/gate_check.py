@@ -24,21 +24,21 @@ _planted = null_space
 
 
 def null_space(*arguments, **options):  # type: ignore[no-redef]
-    """Do the work three times."""
-    for _ in range(2):
+    """Do the work more often than once."""
+    for _ in range(TIMES - 1):
         _planted(*arguments, **options)
     return _planted(*arguments, **options)
 '''
 
 
-def planted(clone: Path) -> str:
-    """Return the hash of HEAD with a slowdown."""
+def planted(clone: Path, times: int = 3) -> str:
+    """Return the hash of HEAD with every null space computed so many times."""
 
     def git(*arguments: str) -> str:
         return subprocess.check_output(["git", "-C", str(clone), *arguments], text=True).strip()
 
     module = clone / MODULE
-    module.write_text(module.read_text() + PLANT)
+    module.write_text(module.read_text() + PLANT.replace("TIMES", str(times)))
     name = ["-c", "user.name=gate", "-c", "user.email=gate@localhost"]
     git(*name, "commit", "-q", "-a", "-m", "Slow")
     return git("rev-parse", "HEAD")

@@ -7,6 +7,7 @@
 All of them move the same bias-free LeakyReLU MLP (slope 0.1) on the same batch, in one process, on
 the threads torch has. The columns:
 
+- in: torch (eager), or JAX (jitted as a whole, next to its own jitted gradient);
 - setting: chosen on pilot networks and batches by one rule for all (:mod:`rivals.settings`);
 - seconds: median time of one teleport, over interleaved repeats after a warm-up;
 - gradients: the same over the time of one training gradient of the same network and batch;
@@ -18,6 +19,10 @@ the threads torch has. The columns:
 - next step: relative decrease of the batch's loss by the next step of SGD, negative where that
   step diverges;
 - gain/s: logarithm of the gain per second of teleport.
+
+*Capture* rows move nothing: they are what it costs to get the inputs and cotangents of all layers
+(:mod:`rivals.capture`); those of libraries that are not installed are left out. In JAX there are
+nullport and the literal recipe, with the settings chosen in torch (:mod:`rivals.in_jax`).
 
 Methods that take steps take ``--steps`` of them, nullport's one-step rows and the random moves one.
 The random null-space move has the radius of nullport's one step, and in a second row its own.
@@ -39,11 +44,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from rivals.comparison import Plan, Row, compare
+from rivals.comparison import Plan, Row, prepared
+from rivals.everything import everything
 
 from nullport.lab.compare import load_task
 
 HEADINGS = {
+    "framework": "in",
     "name": "method",
     "setting": "setting",
     "seconds": "seconds",
@@ -132,7 +139,7 @@ def main(given: Sequence[str] | None = None) -> None:
     options = arguments(given)
     plan = plan_of(options)
     task = load_task("mnist" if options.data else "digits", options.data)
-    rows = compare(task, plan)
+    rows = everything(prepared(task, plan))
     sizes = ", ".join(f"{name} {value:g}" for name, value in asdict(plan).items())
     title = f"{task.name}, LeakyReLU MLP, {sizes}; {torch.get_num_threads()} threads"
     if options.json:

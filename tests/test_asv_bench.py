@@ -83,7 +83,7 @@ def test_a_planted_slowdown_fails(project, capsys):
     head = git(project, "rev-parse", "HEAD")
     slow = gate_check.planted(project)
     try:
-        assert run(project, head, slow, "--rounds=1") == 1
+        assert run(project, head, slow, "--rounds=3") == 1
     finally:
         git(project, "reset", "-q", "--hard", head)
     assert "FAILS: more than 1.5 times" in capsys.readouterr().out
@@ -176,6 +176,81 @@ def test_every_rival_that_is_timed_exists():
     rivals = importlib.import_module("benchmarks.rivals")
     settings = importlib.import_module("rivals.settings")
     assert set(rivals.METHODS) <= set(settings.RIVALS)
+
+
+def test_the_history_is_measured_with_the_constraints():
+    config = json.loads((ROOT / "asv_bench" / "history.conf.json").read_text())
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    newest = [line.split(";")[0].strip() for line in lines if 'python_version < "3.11"' not in line]
+    for name, versions in config["matrix"]["req"].items():
+        assert [f"{name}=={version}" for version in versions] == [
+            line for line in newest if line.startswith(f"{name}==")
+        ]
+
+
+@pytest.mark.parametrize("module", ["teleport", "look_ahead", "effect"])
+def test_every_tracked_benchmark_has_a_version_and_a_name_for_its_graph(module):
+    pytest.importorskip("asv_runner")
+    found = importlib.import_module(f"history.{module}")
+    kinds = [
+        thing for thing in vars(found).values()
+        if isinstance(thing, type) and thing.__module__ == found.__name__
+    ]  # fmt: skip
+    assert kinds
+    for kind in kinds:
+        names = [n for n in dir(kind) if n.startswith(("track_", "time_", "timeraw_", "peakmem_"))]
+        assert names
+        assert kind.version == "1"
+        assert all(getattr(kind, name).pretty_name for name in names)
+
+
+def test_a_regression_is_read_from_the_published_page(tmp_path):
+    """Steps are asv's; which commit they name is ours to read."""
+    history_check = importlib.import_module("history_check")
+    (tmp_path / "html").mkdir()
+    jumps = [[None, 3, 2.0, 5.0]]
+    page = {"regressions": [["a.time_b", "path", {}, None, 5.0, 2.0, jumps]]}
+    (tmp_path / "html" / "regressions.json").write_text(json.dumps(page))
+    (tmp_path / "html" / "index.json").write_text(json.dumps({"revision_to_hash": {"3": "abc"}}))
+    history = object.__new__(history_check.History)
+    history.work, history.asv = tmp_path, lambda *_: None
+    assert list(history.regressions()) == [("a.time_b", "abc", 2.5)]
+
+
+def test_the_picture_has_the_commits_of_the_branch_in_their_order(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    picture = importlib.import_module("history_picture")
+    found = []
+    monkeypatch.setattr(picture, "order", lambda _: {"b" * 40: 1, "a" * 40: 2})
+    monkeypatch.setattr(picture, "draw", lambda given, _: found.extend(given))
+    options = ["--results", str(tmp_path), "--out", str(tmp_path / "history.png")]
+    assert picture.main(options) == 1
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "machine.json").write_text(json.dumps({"machine": "m"}))
+    row = [[1.0, None, 3.0], [["'torch'"], ["128", "512", "1024"]]]
+    for name in "abc":  # the last is not of this branch
+        results_of = {"teleport.Width.track_gradients": row}
+        columns = ["result", "params"]
+        content = {"commit_hash": name * 40, "result_columns": columns, "results": results_of}
+        (tmp_path / "m" / f"{name}.json").write_text(json.dumps(content))
+    assert picture.main(options) == 0
+    assert [saved.commit[0] for saved in found] == ["b", "a"]
+    drawn = picture.lines(found, "teleport.Width.track_gradients")
+    assert drawn == {("torch", 1024): [3.0, 3.0], ("torch", 128): [1.0, 1.0]}
+    monkeypatch.undo()
+    picture.draw(found, tmp_path / "history.png")
+    assert (tmp_path / "history.png").stat().st_size > 0
+
+
+def test_results_are_kept_by_processor_and_cores(monkeypatch):
+    machine = pytest.importorskip("asv.machine")
+    track = importlib.import_module("track")
+    kept = {}
+    known = {"machine": "4f1c", "cpu": "AMD EPYC 9R14 (x)", "num_cpu": "2", "os": "Linux"}
+    monkeypatch.setattr(machine.Machine, "get_defaults", staticmethod(lambda: known))
+    monkeypatch.setattr(machine.MachineCollection, "save", staticmethod(kept.__setitem__))
+    assert track.machine() == "amd-epyc-9r14-x-2-cores"
+    assert kept == {"amd-epyc-9r14-x-2-cores": {**known, "machine": "amd-epyc-9r14-x-2-cores"}}
 
 
 def test_an_unknown_grid_is_refused(monkeypatch):

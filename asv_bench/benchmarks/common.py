@@ -14,9 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
-from asv_runner.benchmarks.mark import SkipNotImplemented
+from .places import optional, usable
 
-from .places import usable
+marks = optional("asv_runner.benchmarks.mark")
+SkipNotImplemented = marks.SkipNotImplemented if marks else NotImplementedError
 
 BACKENDS = ("torch:cpu", "torch:cuda", "jax:cpu", "jax:cuda", "numpy:cpu", "cupy:cuda")
 FLOPS = {"quick": 2e11, "full": 2e11, "large": float("inf")}
@@ -111,7 +112,10 @@ def require(backend: str, flops: float, size: float) -> None:
 
 
 def medians(
-    *functions: Function, seconds: float = 2.0, repeats: tuple[int, int] = (3, 25)
+    *functions: Function,
+    seconds: float = 2.0,
+    repeats: tuple[int, int] = (3, 25),
+    clock: Callable[[], float] = time.perf_counter,
 ) -> list[float]:
     """Return the median seconds of each function, called in turns after a warm-up.
 
@@ -119,20 +123,21 @@ def medians(
         *functions: What to time; each waits for its device itself.
         seconds: Time for all, after which no turn starts but the fewest.
         repeats: Fewest and most turns.
+        clock: What the seconds are of.
     """
     if budget() == "quick":
         repeats = (1, 1)
     for function in functions:
         function()
     taken: list[list[float]] = [[] for _ in functions]
-    end = time.perf_counter() + seconds
+    end = clock() + seconds
     for turn in range(repeats[1]):
-        if turn >= repeats[0] and time.perf_counter() > end:
+        if turn >= repeats[0] and clock() > end:
             break
         for function, record in zip(functions, taken, strict=True):
-            start = time.perf_counter()
+            start = clock()
             function()
-            record.append(time.perf_counter() - start)
+            record.append(clock() - start)
     return [median(record) for record in taken]
 
 

@@ -23,7 +23,10 @@ SMALL = 1e-3
 
 nullport = optional("nullport")
 nullport_torch, nullport_jax = optional("nullport_torch"), optional("nullport_jax")
-nullport_arrays, layers = optional("nullport_arrays"), optional("nullport_arrays.layers")
+nullport_arrays, layers = (
+    optional("nullport_arrays" + part) or optional("nullport_cupy" + part)
+    for part in ("", ".layers")
+)  # by its first name in older commits
 
 
 class Network(Protocol):

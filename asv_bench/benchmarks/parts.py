@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -45,6 +44,12 @@ def space_of(x: Any, threshold: float = 0.0) -> Any:
         length=x[0, 0],
         together=net.Collective(),
     )
+
+
+def no_graph() -> Any:
+    """Return what a layer graph is by default: one device, nothing packed, and no network."""
+    missing = dict.fromkeys(net.LayerGraph.__abstractmethods__)
+    return type("NoGraph", (net.LayerGraph,), missing)()
 
 
 class Part(Timed):
@@ -138,7 +143,7 @@ class Direction(Part):
         given = arrays(backend, *rows)
         space, config = space_of(given[0]), nullport.TeleportConfig()
         block = capture.Block("weight", 0, net.matrix((), width, width), (0,))
-        alone = SimpleNamespace(collective=net.Collective())
+        alone = no_graph()
 
         def find(x: Any, delta: Any, tangent: Any) -> Any:
             one = abs(x[0, 0])

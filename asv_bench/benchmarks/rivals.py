@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .common import DEPTHS, WIDTHS, Size, Timed, medians, require
+from .common import DEPTHS, WIDTHS, Size, Timed, budget, medians, require
 from .networks import CLASSES
 from .places import torch
 
@@ -26,7 +26,7 @@ METHODS = (
     "level set",
     "rescaling",
 )
-STEPS, LR = 10, 0.03
+STEPS, LR = 2 if budget() == "quick" else 10, 0.03
 SLOW = 5
 """How many times as many operations a rival may take as what is timed more often."""
 

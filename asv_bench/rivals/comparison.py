@@ -40,6 +40,7 @@ class Row:
 
     Attributes:
         name: Of the method.
+        framework: What it is written in.
         setting: The options that were chosen for it.
         seconds: Median time of one teleport.
         gradients: The same in training gradients.
@@ -61,6 +62,7 @@ class Row:
     gain: float | None = None
     step: float | None = None
     rate: float | None = None
+    framework: str = "torch"
 
 
 @dataclass(frozen=True)
@@ -104,9 +106,14 @@ def make_problem(task: Task, plan: Plan, seed: int = 0) -> tuple[Problem, Sample
     return Problem(model, x[batch], y[batch]), (x[others], y[others])
 
 
-def timed(problem: Problem, functions: Sequence[Callable[[], object]], repeats: int) -> list[float]:
-    """Return the median seconds of each function, in turns after a warm-up, from equal weights."""
-    start = problem.values()
+def timed(
+    problem: Problem | None, functions: Sequence[Callable[[], object]], repeats: int
+) -> list[float]:
+    """Return the median seconds of each function, in turns after a warm-up, from equal weights.
+
+    Without a problem nothing is put back, as for functions that move nothing.
+    """
+    start = problem.values() if problem else []
     taken: list[list[float]] = [[] for _ in functions]
     for turn in range(repeats + 1):
         for function, record in zip(functions, taken, strict=True):
@@ -114,12 +121,30 @@ def timed(problem: Problem, functions: Sequence[Callable[[], object]], repeats: 
             function()
             if turn:
                 record.append(time.perf_counter() - begin)
-            problem.assign(start)
+            if problem:
+                problem.assign(start)
     return [median(record) for record in taken]
 
 
-def compare(task: Task, plan: Plan, names: Sequence[str] = tuple(RIVALS)) -> list[Row]:
-    """Choose every method's setting on pilot problems, then measure it on another.
+@dataclass(frozen=True)
+class Prepared:
+    """A problem, and the settings that were chosen for it.
+
+    Attributes:
+        problem: Where teleports are measured.
+        others: Other inputs and labels.
+        plan: Sizes.
+        chosen: Options by method.
+    """
+
+    problem: Problem
+    others: Samples
+    plan: Plan
+    chosen: dict[str, dict[str, Any]]
+
+
+def prepared(task: Task, plan: Plan, names: Sequence[str] = tuple(RIVALS)) -> Prepared:
+    """Choose every method's setting on pilot problems, and make another.
 
     Args:
         task: Real data.
@@ -127,10 +152,15 @@ def compare(task: Task, plan: Plan, names: Sequence[str] = tuple(RIVALS)) -> lis
         names: Methods to compare, of ``RIVALS``.
     """
     pilots = [make_problem(task, plan, seed) for seed in PILOTS]
-    problem, others = make_problem(task, plan)
     chosen = {name: choose(RIVALS[name], pilots, steps=plan.steps, lr=plan.lr) for name in names}
     if OURS in chosen and FOLLOWS in chosen:
         chosen[FOLLOWS] = {"rate": chosen[OURS]["rate"]}
+    return Prepared(*make_problem(task, plan), plan, chosen)
+
+
+def compare(given: Prepared) -> list[Row]:
+    """Measure every method, by its setting."""
+    problem, others, plan, chosen = given.problem, given.others, given.plan, given.chosen
     calls = [
         run(RIVALS[name], problem, options, steps=plan.steps, lr=plan.lr)
         for name, options in chosen.items()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from rivals import comparison, measure, settings
-from rivals.comparison import Plan, compare
+from rivals.comparison import Plan, compare, prepared
 from rivals.settings import RIVALS, Rival, choose
 
 from nullport.lab.compare import Task
@@ -89,7 +89,7 @@ def test_every_method_keeps_the_loss_in_the_comparison(task, monkeypatch):
     for name, rival in RIVALS.items():  # a single setting each: the grids are for real runs
         small = {key: values[1:2] for key, values in rival.grid.items()}
         monkeypatch.setitem(RIVALS, name, replace(rival, grid=small))
-    rows = {row.name: row for row in compare(task, PLAN)}
+    rows = {row.name: row for row in compare(prepared(task, PLAN))}
     assert list(rows) == [comparison.NOTHING, *RIVALS, comparison.MATCHED]
     for name, row in rows.items():
         assert row.change <= 0.02, name
@@ -116,8 +116,9 @@ def test_the_command_prints_its_rows(task, monkeypatch, capsys, form):
     monkeypatch.delenv("NULLPORT_DATA", raising=False)
     monkeypatch.setattr(rivals_table, "load_task", lambda name, data: task)
     monkeypatch.setattr(
-        rivals_table, "compare", lambda task, plan: compare(task, plan, ["nullport, defaults"])
+        rivals_table, "prepared", lambda task, plan: prepared(task, plan, ["nullport, defaults"])
     )
+    monkeypatch.setattr(rivals_table, "everything", compare)
     rivals_table.main(["--width=24", "--depth=2", "--train=3", "--repeats=1", form])
     out = capsys.readouterr().out
     if form == "--json":
@@ -128,7 +129,7 @@ def test_the_command_prints_its_rows(task, monkeypatch, capsys, form):
     elif form == "--markdown":
         header, rule, *rows = [line for line in out.splitlines() if line.startswith("|")]
         assert len(rows) == 2
-        assert {line.count("|") for line in (header, rule, *rows)} == {11}
+        assert {line.count("|") for line in (header, rule, *rows)} == {12}
     else:
         assert "0.05" in out
         assert "nullport" in out
