@@ -19,6 +19,7 @@ from nullport.network import (
     FunctionalGraph,
     GradientSite,
     Linearization,
+    LowRank,
     Parameter,
     Receive,
     Site,
@@ -27,6 +28,7 @@ from nullport.network import (
     namespace,
     shifted,
 )
+from nullport_arrays._libraries import check_beside
 from nullport_arrays._sites import layer_input
 
 Steps = Callable[[Dense], Dense]
@@ -137,6 +139,8 @@ class ArrayGraph(FunctionalGraph):
 
     def _check(self, what: str, vector: Vector) -> None:
         for parameter, weight, a in zip(self.parameters, self._weights, vector, strict=True):
+            if a is not None and not isinstance(a, LowRank):
+                check_beside(f"{what} for {parameter.name}", a, weight)
             shape = getattr(a, "shape", None)
             if shape is not None and tuple(shape) != tuple(weight.shape):
                 msg = (
