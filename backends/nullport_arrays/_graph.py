@@ -97,6 +97,7 @@ class ArrayGraph(FunctionalGraph):
             optimizer_step: The optimizer's next step as a function of the gradients, or None.
 
         Raises:
+            TypeError: If weights are arrays of several libraries.
             ValueError: If no weight is an array of floats.
         """
         super().__init__(weights, program.parameters)
@@ -108,6 +109,9 @@ class ArrayGraph(FunctionalGraph):
             reasons = sorted({p.reason for p in self.parameters}) or ["there are none"]
             msg = f"none of the {len(self.parameters)} weights can move: {'; '.join(reasons)}"
             raise ValueError(msg)
+        movable = [i for i, p in enumerate(self.parameters) if p.movable]
+        for i in movable:
+            check_beside(f"weight {self.parameters[i].name}", weights[i], weights[movable[0]])
 
     def exact(self) -> contextlib.AbstractContextManager[Any]:
         """Return the context of a teleport: a move that overflows is refused, not warned of."""

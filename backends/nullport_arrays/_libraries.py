@@ -18,10 +18,11 @@ NATIVE = ("numpy", "cupy", "torch", "jax", "array-api-strict")
 """Libraries that are tested to give the same numbers; ``docs/arrays.md`` has the table."""
 
 NEEDED = (
-    "abs", "all", "any", "arange", "argmax", "asarray", "astype", "clip", "concat", "cos",
-    "cumulative_sum", "exp", "finfo", "flip", "floor", "full_like", "isdtype", "isfinite", "log",
-    "matrix_transpose", "max", "maximum", "min", "minimum", "ones", "ones_like", "permute_dims",
-    "reshape", "result_type", "sqrt", "stack", "sum", "take", "where", "zeros", "zeros_like",
+    "__array_namespace_info__", "abs", "all", "any", "arange", "argmax", "asarray", "astype",
+    "clip", "concat", "cos", "cumulative_sum", "exp", "finfo", "flip", "floor", "full_like",
+    "isdtype", "isfinite", "log", "matrix_transpose", "max", "maximum", "min", "minimum", "ones",
+    "ones_like", "permute_dims", "reshape", "result_type", "sqrt", "stack", "sum", "take", "where",
+    "zeros", "zeros_like",
 )  # fmt: skip
 """Functions of a namespace that the core calls."""
 
@@ -72,7 +73,7 @@ def check_beside(what: str, value: Any, weight: Array) -> None:
     check_array(what, value)
     ours, theirs = _library(weight), _library(value)
     if ours != theirs:
-        msg = f"{what} is an array of {theirs}, the weights are of {ours}; allowed: arrays of one "
+        msg = f"{what} is an array of {theirs}, others are of {ours}; allowed: arrays of one "
         msg += "library, see the table of conversions in docs/arrays.md"
         raise TypeError(msg)
 
@@ -90,8 +91,8 @@ def _fault(value: Any) -> str | None:
         return ""
     try:
         xp = namespace(value)
-    except TypeError:
-        return ""
+    except Exception as error:  # of another library: anything may come
+        return f", whose namespace raises {type(error).__name__}: {error}"
     linalg = getattr(xp, "linalg", None)
     lacking = [name for name in NEEDED if not hasattr(xp, name)]
     lacking += [f"linalg.{name}" for name in NEEDED_LINALG if not hasattr(linalg, name)]
