@@ -150,7 +150,7 @@ def squared(outputs: Any, targets: Any) -> Any:
 
 MAKERS = {
     "foreign": (Foreign, r"Foreign; allowed"),
-    "half": (Half, r"Half, whose namespace lacks linalg\.diagonal, linalg\.eigh, .*; allowed"),
+    "half": (Half, r"Half, whose namespace lacks .*linalg\.diagonal.*; allowed"),
     "broken": (Broken, r"Broken, whose namespace .*no such version.*; allowed"),
     "masked": (np.ma.masked_array, r"numpy.*MaskedArray, whose operators are not.*; allowed"),
     "matrix": (lambda a: np.asmatrix(a), r"numpy.*matrix, whose operators are not.*; allowed"),
