@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import tempfile
 from typing import Any
 
 import pytest
@@ -25,21 +24,6 @@ collect_ignore_glob = ["helpers/*", "fuzz_*.py"]  # no tests, and some need torc
 pytest.register_assert_rewrite("helpers.state", "helpers.torch_oracle")
 
 NAMESPACES = ("array_api_compat.numpy", "array_api_strict", "array_api_compat.torch")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Let the workers and processes of a session share what JAX compiles.
-
-    Without ``jit`` JAX compiles every operation for every shape, which is most of the time of its
-    tests. JAX reads these variables when it is imported.
-    """
-    if hasattr(config, "workerinput") or "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        return
-    folder = tempfile.TemporaryDirectory(prefix="nullport-jax-")
-    config.add_cleanup(folder.cleanup)
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder.name
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 
 @pytest.fixture(params=NAMESPACES, ids=lambda name: name.rpartition(".")[2])

@@ -199,7 +199,7 @@ def fails(rank: int, at: int, tangent: str) -> Any:
     }
 
 
-def run_of(rank: int, kind: str, steps: int = 28, every: int = 4) -> Any:
+def run_of(rank: int, kind: str, steps: int = 50, every: int = 4) -> Any:
     """Train with teleports under one way of keeping replicas equal."""
     torch.manual_seed(0)
     names = {"batch norm": "batch norm", "dropout": "dropout", "unused": "fork"}
