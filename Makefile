@@ -3,29 +3,33 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# The newest of everything: make test CONSTRAINTS=/dev/null
+CONSTRAINTS ?= constraints.txt
 # torch first and pinned: asked for by another package, it may bring gigabytes of CUDA.
-TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
+TORCH := $(or $(shell sed -n 's/^torch==/torch==/p' $(CONSTRAINTS)),torch)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz mutants test-thinc-8 test-oldest-jax test-replicated lint types package bench-smoke bench-track bench-compare bench-gate-check bench-history-check scaling figures rivals gpu gpu-dry docs clean
+.PHONY: help demo test coverage test-libraries fuzz mutants test-thinc-8 oldest test-oldest-jax test-oldest-torch \
+	test-replicated lint types package bench-smoke bench-track bench-compare bench-gate-check \
+	bench-history-check scaling figures rivals gpu gpu-dry docs clean
 
 help:  ## List the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.run: $(BIN)/python pyproject.toml constraints.txt
+$(VENV)/.run: $(BIN)/python pyproject.toml $(filter-out /dev/null,$(CONSTRAINTS))
 	$(PIP) install -q "$(TORCH)"
-	$(PIP) install -q -c constraints.txt -e ".[torch,cli]"
+	$(PIP) install -q -c $(CONSTRAINTS) -e ".[torch,cli]"
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run
-	$(PIP) install -q -c constraints.txt -e ".[torch,jax,cli,test,dev]"
+	$(PIP) install -q -c $(CONSTRAINTS) -e ".[torch,jax,cli,test,dev]"
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.dev
-	$(PIP) install -q -c constraints.txt -e ".[torch,jax,cli,test,dev,docs]"
+	$(PIP) install -q -c $(CONSTRAINTS) -e ".[torch,jax,cli,test,dev,docs]"
 	@touch $@
 
 demo: $(VENV)/.run  ## Train a deep network on real data with and without teleports (1 minute)
@@ -35,27 +39,48 @@ demo: $(VENV)/.run  ## Train a deep network on real data with and without telepo
 test: $(VENV)/.dev  ## Run every test, on every processor
 	$(BIN)/python -m pytest -n logical
 
+coverage: $(VENV)/.dev  ## Run every test and report coverage; fails below the floor in pyproject.toml
+	mkdir -p build/coverage
+	$(BIN)/python -m pytest -n logical --cov --cov-report=term-missing --cov-report=html
+
 # The newer line of thinc is in the environment; this one shadows it.
 build/thinc-8/.done: $(VENV)/.dev
-	sed '/^thinc==/d' constraints.txt > build/constraints-thinc-8.txt
+	sed '/^thinc==/d' $(CONSTRAINTS) > build/constraints-thinc-8.txt
 	$(PIP) install -q --upgrade --target build/thinc-8 -c build/constraints-thinc-8.txt thinc==8.3.14
 	@touch $@
 
 test-thinc-8: build/thinc-8/.done  ## Run the tests of thinc models on its older line
 	PYTHONPATH=build/thinc-8 $(BIN)/python -m pytest tests/array_adapter/test_thinc.py
 
-build/oldest-jax/.done: pyproject.toml constraints-oldest.txt
-	$(PYTHON) -m venv build/oldest-jax
-	build/oldest-jax/bin/python -m pip --disable-pip-version-check install -q \
-		-c constraints-oldest.txt -e ".[jax]" flax equinox dm-haiku pytest hypothesis scikit-learn
+# tensorflow-cpu and paddlepaddle too, where they fit: make test-libraries LIBRARIES=paddlepaddle
+LIBRARIES ?= keras dask tinygrad ndonnx "mlx[cpu]"
+
+test-libraries: $(VENV)/.dev  ## Test the conversions of docs/arrays.md, and Keras, with what they need
+	$(PIP) install -q -c $(CONSTRAINTS) $(LIBRARIES)
+	$(BIN)/python -m pytest tests/array_adapter/test_libraries.py tests/test_docs_keras.py
+
+build/oldest-%/.done: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv build/oldest-$*
+	build/oldest-$*/bin/python -m pip --disable-pip-version-check install -q \
+		-c constraints-oldest.txt -e ".[$*]" $(OLDEST_$*) pytest hypothesis scikit-learn array-api-strict
 	@touch $@
 
+OLDEST_jax := flax equinox dm-haiku
 # Left to the newest JAX, to take less than two minutes here: sharding, training, wrapped optimizers.
 OLDEST_JAX_TESTS := exclusions graph networks optax products teleport views
+OLDEST_TORCH_TESTS := batches bad_input certificate direction exclusions freeze networks teleporter
+OLDEST_CORE_TESTS := arrays capture linear network nullspace
 
-test-oldest-jax: build/oldest-jax/.done  ## Test the JAX adapter on the oldest JAX it supports, no torch
+oldest: test-oldest-jax test-oldest-torch  ## Test on the oldest NumPy, array-api-compat, JAX and torch
+
+test-oldest-jax: build/oldest-jax/.done  ## Test core and JAX adapter on the oldest packages, no torch
+	build/oldest-jax/bin/python -m pytest -q $(OLDEST_CORE_TESTS:%=tests/core/test_%.py) \
+		tests/array_adapter/test_callables.py
 	build/oldest-jax/bin/python -m pytest -q \
 		$(OLDEST_JAX_TESTS:%=tests/jax_adapter/test_%.py) -k "not other_transformations and not known and not compiles_once"
+
+test-oldest-torch: build/oldest-torch/.done  ## Test the torch adapter on the oldest torch
+	build/oldest-torch/bin/python -m pytest -q $(OLDEST_TORCH_TESTS:%=tests/torch_adapter/test_%.py)
 
 test-replicated: $(VENV)/.dev  ## Test JAX teleports on 4 and 8 devices of the host (10 minutes)
 	NULLPORT_SLOW=1 $(BIN)/python -m pytest tests/jax_adapter/test_replicated.py
@@ -70,7 +95,7 @@ fuzz: $(VENV)/.dev  ## Check certificate and properties on random cases (CASES=1
 SAMPLE ?= 120
 
 mutants: $(VENV)/.dev  ## Test a sample of mutants of the core against its tests (SAMPLE=120; 30 minutes)
-	$(PIP) install -q -c constraints.txt "cosmic-ray>=8.4"
+	$(PIP) install -q -c $(CONSTRAINTS) "cosmic-ray>=8.4"
 	$(BIN)/python tests/mutants.py --sample $(SAMPLE)
 
 lint: $(VENV)/.dev  ## Check style
@@ -80,14 +105,15 @@ lint: $(VENV)/.dev  ## Check style
 types: $(VENV)/.dev  ## Check types
 	$(BIN)/mypy
 
-package: $(VENV)/.dev  ## Build the wheel, install it in an empty environment, train on NumPy alone
+package: $(VENV)/.dev  ## Build sdist and wheel, check what they hold, train on NumPy alone with the wheel
 	rm -rf dist build/empty
-	$(BIN)/python -m build --wheel -o dist
+	$(BIN)/python -m build -o dist
+	$(BIN)/python tests/distributions.py dist
 	$(PYTHON) -m venv build/empty
-	build/empty/bin/python -m pip install -q -c constraints.txt dist/*.whl
+	build/empty/bin/python -m pip install -q -c $(CONSTRAINTS) dist/*.whl
 	cd build && empty/bin/python -c "from nullport.lab import available_backends; print('installed wheel:', available_backends())"
 	cd build && empty/bin/nullport --version
-	build/empty/bin/python -m pip install -q -c constraints.txt scikit-learn
+	build/empty/bin/python -m pip install -q -c $(CONSTRAINTS) scikit-learn
 	build/empty/bin/python docs/examples/numpy_networks.py
 
 # One thread each: the threads of BLAS libraries wait in loops, and make times depend on the machine.
@@ -139,8 +165,8 @@ gpu-dry: $(VENV)/.dev  ## Run all of that small, on the processor (1 minute)
 # Quick runs are made anew, for the code may have changed; examples run again where they changed.
 docs: $(VENV)/.docs  ## Build these pages into build/docs/html; warnings are errors (2 minutes)
 	mkdir -p build docs/generated
-	rm -f build/quick.jsonl
-	OMP_NUM_THREADS=1 $(BIN)/nullport suite --preset quick --quiet --runs build/quick.jsonl \
+	rm -f build/quick.sqlite*
+	OMP_NUM_THREADS=1 $(BIN)/nullport suite --preset quick --quiet --runs build/quick.sqlite \
 		--processes 2 --report docs/generated/quick.md
 	OMP_NUM_THREADS=1 JAX_PLATFORMS=cpu $(BIN)/python -m sphinx -b html -q -W --keep-going \
 		docs build/docs/html

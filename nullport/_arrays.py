@@ -66,9 +66,11 @@ def widen(x: Array) -> Array:
 
 
 def double(x: Array) -> Array:
-    """Return ``x`` in float64, or in float32 where the namespace has nothing wider (JAX)."""
+    """Return ``x`` in float64, or in float32 where its device or namespace has nothing wider."""
     xp = namespace(x)
-    floats = xp.__array_namespace_info__().dtypes(kind="real floating")
+    if x.dtype == xp.float64:
+        return x
+    floats = xp.__array_namespace_info__().dtypes(device=place(x), kind="real floating")
     return xp.astype(x, xp.float64 if "float64" in floats else xp.float32, copy=False)
 
 

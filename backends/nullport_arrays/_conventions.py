@@ -15,6 +15,7 @@ from typing import Any
 from array_api_compat import is_array_api_obj
 
 from nullport.network import Array
+from nullport_arrays._libraries import arraylike, check_array
 
 WEIGHTS = ("W", "w", "weights", "weight", "kernel", "Weights", "Weight")
 BIASES = ("b", "bias", "biases", "B", "Bias")
@@ -43,7 +44,11 @@ class Held:
 
 
 def held(layer: Any) -> list[Held]:
-    """Return the parameters of a layer, the weight first, one entry per array."""
+    """Return the parameters of a layer, the weight first, one entry per array.
+
+    Arrays of every library are found, also of those that nullport cannot compute with: what is
+    refused is to be refused by name.
+    """
     found: list[Held] = []
     for role, names in (("weight", WEIGHTS), ("bias", BIASES), ("other", SCALES)):
         for name in names:
@@ -55,9 +60,20 @@ def held(layer: Any) -> list[Held]:
     return found
 
 
+def unlike_weights(layer: Any) -> list[str]:
+    """Return what a layer has under the name of a weight that is no array, in words."""
+    names = [*WEIGHTS, *PARAMS]
+    values = {name: getattr(layer, name, None) for name in names}
+    return [
+        f"{name} of {type(layer).__name__} is a {type(value).__name__}"
+        for name, value in values.items()
+        if value is not None and not arraylike(value)
+    ]
+
+
 def _add(found: list[Held], layer: Any, name: str, role: str) -> None:
     array = getattr(layer, name, None)
-    if not is_array_api_obj(array) or any(other.array is array for other in found):
+    if not arraylike(array) or any(other.array is array for other in found):
         return
 
     def gradient() -> Array | None:
@@ -74,7 +90,7 @@ def _contained(found: list[Held], layer: Any, container: Mapping[Any, Any] | Seq
     keys: list[Any] = list(container) if mapping else list(range(len(container)))
     for key in keys:
         array = container[key]
-        if not is_array_api_obj(array) or any(other.array is array for other in found):
+        if not arraylike(array) or any(other.array is array for other in found):
             continue
         roles = {**dict.fromkeys(WEIGHTS, "weight"), **dict.fromkeys(BIASES, "bias")}
         order = ("weight", "bias")
@@ -108,7 +124,8 @@ def forward(layer: Any, x: Array) -> Array:
     """Return what a layer makes of ``x``.
 
     Raises:
-        TypeError: If it neither returns an array nor leaves one where it is looked for.
+        TypeError: If it neither returns an array that nullport computes with nor leaves one where
+            it is looked for.
     """
     return _result(layer, layer.forward(x), OUTPUTS, "forward")
 
@@ -123,13 +140,14 @@ def backward(layer: Any, dy: Array) -> Array | None:
 
 def _result(layer: Any, returned: Any, names: Sequence[str], method: str) -> Array:
     values = (returned, *(getattr(layer, name, None) for name in names))
-    arrays = [value for value in values if is_array_api_obj(value)]
+    arrays = [value for value in values if arraylike(value)]
     if not arrays:
         msg = (
             f"{type(layer).__name__}.{method} returned {type(returned).__name__}; allowed: an "
             f"array, or one in the attribute {', '.join(names)}"
         )
         raise TypeError(msg)
+    check_array(f"what {type(layer).__name__}.{method} made", arrays[0])
     return arrays[0]
 
 

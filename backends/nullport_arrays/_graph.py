@@ -19,6 +19,7 @@ from nullport.network import (
     FunctionalGraph,
     GradientSite,
     Linearization,
+    LowRank,
     Parameter,
     Receive,
     Site,
@@ -27,6 +28,7 @@ from nullport.network import (
     namespace,
     shifted,
 )
+from nullport_arrays._libraries import check_beside
 from nullport_arrays._sites import layer_input
 
 Steps = Callable[[Dense], Dense]
@@ -95,6 +97,7 @@ class ArrayGraph(FunctionalGraph):
             optimizer_step: The optimizer's next step as a function of the gradients, or None.
 
         Raises:
+            TypeError: If weights are arrays of several libraries.
             ValueError: If no weight is an array of floats.
         """
         super().__init__(weights, program.parameters)
@@ -106,6 +109,9 @@ class ArrayGraph(FunctionalGraph):
             reasons = sorted({p.reason for p in self.parameters}) or ["there are none"]
             msg = f"none of the {len(self.parameters)} weights can move: {'; '.join(reasons)}"
             raise ValueError(msg)
+        movable = [i for i, p in enumerate(self.parameters) if p.movable]
+        for i in movable:
+            check_beside(f"weight {self.parameters[i].name}", weights[i], weights[movable[0]])
 
     def exact(self) -> contextlib.AbstractContextManager[Any]:
         """Return the context of a teleport: a move that overflows is refused, not warned of."""
@@ -137,6 +143,8 @@ class ArrayGraph(FunctionalGraph):
 
     def _check(self, what: str, vector: Vector) -> None:
         for parameter, weight, a in zip(self.parameters, self._weights, vector, strict=True):
+            if a is not None and not isinstance(a, LowRank):
+                check_beside(f"{what} for {parameter.name}", a, weight)
             shape = getattr(a, "shape", None)
             if shape is not None and tuple(shape) != tuple(weight.shape):
                 msg = (

@@ -122,9 +122,13 @@ class ObjectProgram(BatchProgram):
                 self._places[-1].setdefault(found.role, self._index(name, found))
         if not any("weight" in roles for roles in self._places):
             kinds = ", ".join(sorted({type(layer).__name__ for layer in layers})) or "none"
+            unlike = sorted(
+                {text for layer in layers for text in _conventions.unlike_weights(layer)}
+            )
+            kinds = "; ".join([f"layers: {kinds}", *unlike[:3]])
             allowed = ", ".join(_conventions.WEIGHTS)
-            msg = f"no layer has a weight (layers: {kinds}); allowed: attributes {allowed}, or "
-            msg += "params"
+            msg = f"no layer has a weight ({kinds}); allowed: arrays in attributes {allowed}, or "
+            msg += "in params"
             raise ValueError(msg)
 
     def _index(self, name: str, found: Held) -> int:

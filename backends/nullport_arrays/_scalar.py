@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from array_api_compat import device, is_array_api_obj
 
 from nullport.network import Array, Parameter, namespace
+from nullport_arrays._libraries import arraylike, check_array, check_beside
 
 BITS = (16, 32, 64)
 """Widths of the floats that weights may hold: float16 and bfloat16, float32, float64."""
@@ -21,11 +23,14 @@ def as_loss(value: Any, like: Array, what: str = "loss") -> Array:
         what: Name of the function that returned it, for the message.
 
     Raises:
+        TypeError: If it is an array of another library.
         ValueError: If it is anything else.
     """
     xp = namespace(like)
     if isinstance(value, int | float) and not isinstance(value, bool):
         return xp.asarray(float(value), dtype=like.dtype, device=device(like))
+    if arraylike(value) and not isinstance(value, np.generic):
+        check_beside(f"what {what} returned", value, like)
     if is_array_api_obj(value) and not value.shape and is_float(value):
         return value
     shown = f"{value.dtype}{list(value.shape)}" if hasattr(value, "dtype") else repr(value)
@@ -42,11 +47,10 @@ def describe(name: str, array: Any) -> Parameter:
     """Return what the core needs to know of a weight.
 
     Raises:
-        TypeError: If it is no array, or holds floats of another format.
+        TypeError: If it is no array that nullport computes with, or holds floats of another
+            format.
     """
-    if not is_array_api_obj(array):
-        msg = f"weight {name} is a {type(array).__name__}; allowed: an array"
-        raise TypeError(msg)
+    check_array(f"weight {name}", array)
     try:
         floats, origin = is_float(array), ""
     except TypeError:  # such as bfloat16 of ml_dtypes in an array of NumPy

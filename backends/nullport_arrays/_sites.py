@@ -19,6 +19,7 @@ from nullport.network import (
     widen,
 )
 from nullport_arrays import _elements
+from nullport_arrays._libraries import check_beside
 
 
 def layer_input(site: Site) -> Array:
@@ -60,8 +61,10 @@ class Sites:
             bias: Index of a bias that is added to the outputs, or None.
 
         Raises:
+            TypeError: If they are arrays of another library than the weight.
             ValueError: If the shapes do not fit together.
         """
+        self._check(index, [x], "a cotangent", delta)
         layout = self._layout(index, orientation, x)
         matrix = layout.read(self._weights[index])
         expected = (*x.shape[:-1], matrix.shape[-2])
@@ -96,8 +99,10 @@ class Sites:
             bias: Index of a bias that is added to the outputs, which stays where it is, or None.
 
         Raises:
+            TypeError: If they are arrays of another library than the weight.
             ValueError: If the shapes do not fit together.
         """
+        self._check(index, xs, "the gradient", gradient)
         layouts = [self._layout(index, orientation, x) for x in xs]
         rows = namespace(xs[0]).concat(list(xs), axis=-2) if len(xs) > 1 else xs[0]
         matrix = layouts[0].read(self._weights[index])
@@ -132,6 +137,12 @@ class Sites:
             before = found[use.parameter]
             found[use.parameter] = part if before is None else before + part
         return found
+
+    def _check(self, index: int, xs: Sequence[Array], what: str, other: Array) -> None:
+        name, weight = self._parameters[index].name, self._weights[index]
+        for x in xs:
+            check_beside(f"the input of {name}", x, weight)
+        check_beside(f"{what} of {name}", other, weight)
 
     def _layout(self, index: int, orientation: str, x: Array) -> Layout:
         """Return the layout of a weight, checked against its input."""
