@@ -11,8 +11,8 @@ import pytest
 from nullport import TeleportConfig
 from nullport.lab.cli import main
 from nullport.lab.suite import rates, runner
-from nullport.lab.suite.checks import BASELINE
 from nullport.lab.suite.grid import Grid, Job
+from nullport.lab.suite.schema import BASELINE
 from nullport.lab.suite.statistics import cells, interval
 
 TEXT = """

@@ -12,8 +12,8 @@ from helpers.suite import PARTS, TUNED, OneWeight, backend, grid, task
 from nullport.lab.cli import main
 from nullport.lab.suite import report, runner, tuning
 from nullport.lab.suite.barrier import Pairs
-from nullport.lab.suite.checks import BASELINE
 from nullport.lab.suite.grid import Job
+from nullport.lab.suite.schema import BASELINE
 
 
 @pytest.fixture
