@@ -119,8 +119,8 @@ figures: $(VENV)/.dev  ## Measure the figures of the design, side by side (8 min
 # Quick runs are made anew, for the code may have changed; examples run again where they changed.
 docs: $(VENV)/.docs  ## Build these pages into build/docs/html; warnings are errors (2 minutes)
 	mkdir -p build docs/generated
-	rm -f build/quick.jsonl
-	OMP_NUM_THREADS=1 $(BIN)/nullport suite --preset quick --quiet --runs build/quick.jsonl \
+	rm -f build/quick.sqlite*
+	OMP_NUM_THREADS=1 $(BIN)/nullport suite --preset quick --quiet --runs build/quick.sqlite \
 		--processes 2 --report docs/generated/quick.md
 	OMP_NUM_THREADS=1 JAX_PLATFORMS=cpu $(BIN)/python -m sphinx -b html -q -W --keep-going \
 		docs build/docs/html

@@ -204,7 +204,7 @@ def test_the_table_goes_to_stderr_unless_quiet(
     declared = grid(tmp_path)
     for quiet in (False, True):
         with live.live(quiet=quiet) as progress:
-            runner.run_grid(declared, tmp_path / f"{quiet}.jsonl", progress=progress)
+            runner.run_grid(declared, tmp_path / f"{quiet}.sqlite", progress=progress)
         captured = capsys.readouterr()
         assert captured.out == ""
         assert ("results: 12 of 12" in captured.err) != quiet

@@ -33,15 +33,20 @@ def write(path: str | Path, content: str | bytes) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def save(figure: Any, path: str | Path) -> None:
+def save(figure: Any, path: str | Path, **given: Any) -> None:
     """Write a figure of matplotlib, in the format that the suffix names.
+
+    Args:
+        figure: The figure.
+        path: The file.
+        given: Further arguments of ``figure.savefig``.
 
     Raises:
         OSError: As :func:`write`.
         ValueError: If the format is not known.
     """
     drawn = BytesIO()
-    figure.savefig(drawn, format=Path(path).suffix[1:] or None)
+    figure.savefig(drawn, format=Path(path).suffix[1:] or None, **given)
     write(path, drawn.getvalue())
 
 

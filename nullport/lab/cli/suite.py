@@ -181,7 +181,10 @@ def _resumable(store: Any, runs: Path) -> Iterator[None]:
     """
     from nullport.lab.suite import exchange
 
-    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        before = signal.signal(signal.SIGTERM, _terminate)
+    except ValueError:  # only the main thread may say so
+        before = None
     try:
         yield
     except BaseException as stop:
@@ -196,7 +199,8 @@ def _resumable(store: Any, runs: Path) -> Iterator[None]:
             )
         raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
     exchange.give_out(store, runs)
 
 

@@ -58,10 +58,6 @@ _CHOICES: dict[str, Any] = {
 }
 
 
-COUNTS = ("width", "depth", "seeds", "budget", "batch", "threads")
-"""Settings that are integers of at least 1."""
-
-
 @dataclass(frozen=True)
 class Settings:
     """Settings of a comparison. :meth:`make` fills in what depends on the task and the model.
@@ -161,7 +157,7 @@ class Settings:
             if value not in allowed:
                 msg = f"invalid {name}: {value!r}; allowed: {', '.join(map(repr, allowed))}"
                 raise ValueError(msg)
-        for name in COUNTS:
+        for name in ("width", "depth", "seeds", "budget", "batch", "threads"):
             _check_count(name, getattr(self, name))
         if self.every != "auto":
             _check_count("every", self.every, "'auto' or ")

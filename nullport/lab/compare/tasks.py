@@ -9,11 +9,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from nullport.lab.compare.images import cifar10, digits, mnist, mnist_autoencoder
+from nullport.lab.compare.images import CIFAR10, MNIST, cifar10, digits, mnist, mnist_autoencoder
 from nullport.lab.compare.named import BadTarget, named
-from nullport.lab.compare.tables import diabetes, ett, housing
+from nullport.lab.compare.sources import Source
+from nullport.lab.compare.tables import ETT, HOUSING, diabetes, ett, housing
 from nullport.lab.compare.task import Task
-from nullport.lab.compare.texts import shakespeare, wikitext
+from nullport.lab.compare.texts import SHAKESPEARE, WIKITEXT, shakespeare, wikitext
 
 
 def load_task(name: str, data: str | Path | None = None) -> Task:
@@ -22,8 +23,9 @@ def load_task(name: str, data: str | Path | None = None) -> Task:
     Args:
         name: One of ``TASKS``, or ``FILE.py:FUNCTION``: a function that takes ``data`` and returns
             a :class:`Task` of your own.
-        data: Folder of the datasets; the environment variable ``NULLPORT_DATA`` if None. Not
-            needed for ``"digits"`` and ``"diabetes"``.
+        data: Folder of the datasets; if None, what the environment variable ``NULLPORT_DATA`` says,
+            else where ``nullport data fetch`` puts them. Not needed for ``"digits"`` and
+            ``"diabetes"``.
 
     Raises:
         ValueError: If the name is unknown, or the function returns anything but a task.
@@ -55,3 +57,8 @@ TASKS: dict[str, Callable[[str | Path | None], Task]] = {
     "wikitext": wikitext,
 }
 """Loader of each task; takes the data folder."""
+
+SOURCES: dict[str, Source] = {
+    source.task: source for source in (MNIST, CIFAR10, ETT, HOUSING, SHAKESPEARE, WIKITEXT)
+}
+"""Datasets that are fetched, by the task that is named after each."""

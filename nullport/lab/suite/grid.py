@@ -183,7 +183,7 @@ class Grid:
         """Return the methods that are not nullport's own, as cells and methods name them."""
         found = {str(entry.get("method", NULLPORT)) for entry in self.methods.values()}
         found |= {str(cell.get("method", NULLPORT)) for cell in self.cells}
-        return found - {NULLPORT, NONE}
+        return {name for name in found - {NULLPORT, NONE} if ":" not in name}
 
     def matching(self, patterns: Sequence[str]) -> Grid:
         """Return the grid of the cells whose label, or else task, fits a shell-style pattern.

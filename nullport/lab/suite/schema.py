@@ -7,19 +7,27 @@ that depend on each other, and :class:`nullport.TeleportConfig` checks its own.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import cache
-from typing import Annotated, Any, Literal, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from nullport import TeleportConfig
 from nullport.lab.compare import Settings
 from nullport.lab.compare.extras import require
-from nullport.lab.compare.settings import COUNTS, OptimizerName
+from nullport.lab.compare.settings import OptimizerName
 from nullport.lab.compare.teleports import from_text
 
 OWN = "Value error, "
 """What pydantic puts before the messages of nullport's own checks."""
+
+WORDS = {
+    "dictionary or instance of table": "table",
+    "dictionary": "table",
+    "Field required": "at least one table",
+}
+"""Words of pydantic in those of TOML."""
 
 BASELINE = "baseline"
 """Name of the method that does not teleport."""
@@ -83,16 +91,27 @@ def _grid() -> Any:
 
 
 def _hints() -> dict[str, Any]:
-    """Return the types of all settings, with the values that numbers may have."""
-    pydantic, hints = require("pydantic"), get_type_hints(Settings)
-    count = Annotated[int, pydantic.Field(ge=1)]
-    hints |= dict.fromkeys(COUNTS, count)
-    hints |= {"every": Literal["auto"] | count, "captured": Literal["batch"] | count}
-    hints["lr"] = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
-    hints["at"] = list[count]
+    """Return the types of all settings, as a file has them."""
+    pydantic = require("pydantic")
+    hints = {name: _in_file(hint) for name, hint in get_type_hints(Settings).items()}
+    hints["at"] = list[_in_file(int)]  # type: ignore[misc]
     hints["options"] = dict[str, Any]
     hints["teleport"] = Annotated[dict[str, Any], pydantic.AfterValidator(_teleport)]
     return hints
+
+
+def _in_file(hint: Any) -> Any:
+    """Return the type of a setting in a file: functions are named, numbers are positive."""
+    pydantic = require("pydantic")
+    if hint is int:
+        return Annotated[int, pydantic.Field(ge=1)]
+    if hint is float:
+        return Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
+    if get_origin(hint) is get_origin(Callable[[], None]):
+        return str
+    if get_origin(hint) in (Union, UnionType):
+        return Union[tuple(map(_in_file, get_args(hint)))]  # noqa: UP007 - made at run time
+    return hint
 
 
 def _several(hint: Any) -> Any:
@@ -145,8 +164,10 @@ def _explained(record: Any, errors: Sequence[Mapping[str, Any]], file: str) -> s
         said = mine[0].removeprefix(OWN)
     else:
         words = dict.fromkeys(text.removeprefix("Input should be ") for text in mine)
-        allowed = " or ".join(words).replace("dictionary or instance of table", "dictionary")
-        said = f"{value}; allowed: {allowed.replace('dictionary', 'table')}"
+        allowed = " or ".join(words)
+        for theirs, ours in WORDS.items():
+            allowed = allowed.replace(theirs, ours)
+        said = f"{value}; allowed: {allowed}"
     more = len({place[0] for place in places}) - 1
     rest = f" (and {more} more)" if more else ""
     return f"invalid grid: {path} of {file}: {said}{rest}".replace("\n", " ")

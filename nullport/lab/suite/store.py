@@ -35,7 +35,7 @@ TABLES = (
     f"PRAGMA user_version = {VERSION}",
 )
 
-LEASE = 60.0
+LEASE = 30.0
 """Seconds that a claim counts without being renewed."""
 
 PATIENCE = 30.0
