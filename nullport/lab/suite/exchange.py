@@ -51,7 +51,7 @@ def give_out(store: Store, runs: Path) -> None:
     Raises:
         OSError: If it cannot be written.
     """
-    if runs.suffix == ".jsonl":
+    if runs.suffix == ".jsonl" and (runs.exists() or store.keys()):
         export(store.records(), runs)
 
 

@@ -6,6 +6,7 @@ process of the suite reads and writes the store.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -162,14 +163,19 @@ class Cluster:
 @contextlib.contextmanager
 def _client(address: str) -> Iterator[Any]:
     distributed = require("distributed", "cluster")
-    try:
-        client = distributed.Client(address, timeout=CONNECT, set_as_default=False)
+    try:  # before there is a client, which is not easily rid of
+        asyncio.run(_answers(distributed.comm.connect, address))
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         msg = f"invalid scheduler: {address!r}: {reason}; allowed: the address of a Dask scheduler"
         raise ConnectionError(msg) from error
-    with client:
+    with distributed.Client(address, timeout=CONNECT, set_as_default=False) as client:
         yield client
+
+
+async def _answers(connect: Any, address: str) -> None:
+    connection = await connect(address, timeout=CONNECT)
+    await connection.close()
 
 
 _ONE = threading.Lock()
