@@ -190,16 +190,23 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 def _make_tables(database: sqlite3.Connection, path: Path) -> None:
     """Make the tables if there are none, in one transaction, so that no half a store is left."""
+    if _version(database, path):
+        return
     with _transaction(database):
-        (version,) = database.execute("PRAGMA user_version").fetchone()
-        if version not in (0, VERSION):
-            msg = f"invalid runs: {str(path)!r} is of version {version}; allowed: {VERSION}"
-            raise ValueError(msg)
-        for statement in TABLES if version == 0 else ():
+        for statement in () if _version(database, path) else TABLES:
             database.execute(statement)
     # Only now, for the mark has to be in the file itself. Busy: another process does the same.
     with contextlib.suppress(sqlite3.OperationalError):
         database.execute("PRAGMA journal_mode = WAL")
+
+
+def _version(database: sqlite3.Connection, path: Path) -> int:
+    """Return the version of the tables, 0 if there are none."""
+    (version,) = database.execute("PRAGMA user_version").fetchone()
+    if version not in (0, VERSION):
+        msg = f"invalid runs: {str(path)!r} is of version {version}; allowed: {VERSION}"
+        raise ValueError(msg)
+    return int(version)
 
 
 @contextlib.contextmanager
