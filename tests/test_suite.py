@@ -97,7 +97,7 @@ def test_a_baseline_does_not_depend_on_teleports(path: Path) -> None:
         ("seeds = 2", "task = 3", "defaults.task of grid.toml: 3; allowed: a valid string"),
         ('"adam"]', '"eve"]', r"cells\[0\].optimizer\[1\].*: 'eve'; allowed: 'sgd', 'momentum'"),
         ("seeds = 2", 'every = "now"', "every of .*: 'now'; allowed: 'auto' or a valid integer"),
-        ("seeds = 2", "seeds = 0\nwidth = 0", r"defaults.seeds of .*: 0; .* \(and 1 more\)$"),
+        ("seeds = 2", "seeds = 0\nthreads = 0", r"defaults.seeds of .*: 0; .* \(and 1 more\)$"),
         (
             '"threshold"',
             '"exact"',

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import sys
 from pathlib import Path
@@ -32,10 +31,11 @@ def kept(folder: Path) -> int:
 
 
 def test_two_suites_share_the_work(folder: Path) -> None:
-    both = [started(folder, environment={"PROCESSES": "2"}) for _ in range(2)]
-    for suite in both:
-        assert suite.communicate(timeout=300)[1] == ""
-    assert [suite.returncode for suite in both] == [0, 0]
+    given = {"PROCESSES": "2"}
+    with started(folder, environment=given) as one, started(folder, environment=given) as two:
+        for suite in (one, two):
+            assert suite.communicate(timeout=300)[1] == ""
+            assert suite.returncode == 0
     lines = made(folder)
     assert len(lines) == kept(folder) == RUNS
     assert len({line.split()[0] for line in lines}) == 2  # each made some
@@ -47,10 +47,10 @@ def test_two_suites_share_the_work(folder: Path) -> None:
 def test_what_ends_a_suite_ends_its_processes_and_keeps_its_runs(
     folder: Path, number: signal.Signals, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    suite = started(folder, "--processes", "2", environment={"FREE": "4"})
-    until(lambda: kept(folder) == 4 and len(made(folder)) == 6)
-    suite.send_signal(number)
-    said = suite.communicate(timeout=60)[1]
+    with started(folder, "--processes", "2", environment={"FREE": "4"}) as suite:
+        until(lambda: kept(folder) == 4 and len(made(folder)) == 6)
+        suite.send_signal(number)
+        said = suite.communicate(timeout=120)[1]
     assert suite.returncode == code
     workers = {int(line.split()[0]) for line in made(folder)}
     until(lambda: not any(alive(worker) for worker in workers), 20)
@@ -90,13 +90,10 @@ def test_a_run_that_always_kills_its_process_is_named(
 def test_a_full_disk_is_one_line_and_loses_no_run_that_was_kept(folder: Path) -> None:
     """No file may grow beyond 100 kB; a record of a run has some 1.6 kB."""
 
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-
     text = (folder / "grid.toml").read_text()
     (folder / "grid.toml").write_text(text.replace("seeds = 1", "seeds = 20"))
-    suite = started(folder, preexec_fn=limit)
-    said = suite.communicate(timeout=300)[1]
+    with started(folder, limit=100_000) as suite:
+        said = suite.communicate(timeout=300)[1]
     assert suite.returncode == 2
     assert said.count("\n") == 1
     assert "the store of runs grid.sqlite: " in said

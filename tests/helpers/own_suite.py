@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import resource
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -75,13 +78,34 @@ def made(folder: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def started(folder: Path, *argv: str, **given: Any) -> subprocess.Popen[str]:
-    """Start the suite in another process; ``environment`` adds variables."""
-    environment = {"OMP_NUM_THREADS": "1", **given.pop("environment", {})}
-    return subprocess.Popen(
+@contextmanager
+def started(folder: Path, *argv: str, **given: Any) -> Iterator[subprocess.Popen[str]]:
+    """Start the suite in another process, which ends with the block.
+
+    Args:
+        folder: Where the grid is.
+        argv: Further options.
+        given: ``environment`` adds variables, ``limit`` is a number of bytes no file may exceed.
+    """
+    environment = {"OMP_NUM_THREADS": "1", **given.get("environment", {})}
+
+    def prepared() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where tests run in the background
+        if "limit" in given:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (given["limit"], given["limit"]))
+
+    suite = subprocess.Popen(
         [sys.executable, "-m", "nullport.lab", *ARGV, *argv], cwd=folder, text=True,
-        env=os.environ | environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **given,
+        env=os.environ | environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        preexec_fn=prepared,
     )  # fmt: skip
+    try:
+        yield suite
+    finally:
+        suite.kill()
+        suite.wait()
+        if suite.stderr is not None:
+            suite.stderr.close()
 
 
 def until(holds: Callable[[], bool], seconds: float = 120.0) -> None:

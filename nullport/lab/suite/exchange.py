@@ -61,11 +61,10 @@ def read_jsonl(path: Path) -> list[Record]:
     Raises:
         ValueError: If it holds anything else; the message names file and line.
     """
-    *whole, rest = path.read_bytes().split(b"\n")
-    lines = whole or [rest]  # a file of a single line is nobody's that was cut off
-    return [
-        _parsed(line, f"line {i} of {path}") for i, line in enumerate(lines, 1) if line or not whole
-    ]
+    content = path.read_bytes()
+    *whole, rest = content.split(b"\n")
+    lines = (whole or [rest]) if content else []  # a single line that was cut off is nobody's
+    return [_parsed(line, f"line {i} of {path}") for i, line in enumerate(lines, 1)]
 
 
 def _parsed(line: bytes, where: str) -> Record:

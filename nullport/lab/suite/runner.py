@@ -175,8 +175,14 @@ class Runner:
         self.store.release([item.key])
 
 
-@lru_cache
 def _task(name: str, data: str | None) -> Task:
+    """Return a task, loaded once; one of the user's own again where its file is another."""
+    file = Path(name.rpartition(":")[0]).resolve()
+    return _loaded(name, data, (file, file.stat().st_mtime_ns if file.is_file() else None))
+
+
+@lru_cache
+def _loaded(name: str, data: str | None, _: tuple[Path, int | None]) -> Task:
     return load_task(name, data)
 
 
