@@ -22,6 +22,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from results import Saved, load
 
+from nullport.lab.output import save, write
+
 HERE = Path(__file__).parent
 FIGURE = 1.25
 """How much the ratio to one gradient may grow with width and with depth."""
@@ -103,7 +105,7 @@ def draw(saved: Saved, classes: Sequence[str], path: Path) -> None:
     axes[1][0].set_ylabel("gradients")
     axes[0][0].legend(fontsize=8)
     figure.tight_layout()
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    save(figure, path, dpi=110, metadata={"Software": None})
     plt.close(figure)
 
 
@@ -201,7 +203,7 @@ def main(given: Sequence[str] | None = None) -> int:
             draw(saved, classes, options.out / f"scaling-{what}{suffix}.png")
         parts.append("\n".join(section(saved, suffix)))
     page = options.out / "scaling.md"
-    page.write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8")
+    write(page, "\n".join(parts).rstrip() + "\n")
     print(f"wrote {page}")
     return 0
 

@@ -17,7 +17,7 @@ from nullport.lab.cli import main
 from nullport.lab.compare import Results, Settings, Task, check, load_task
 from nullport.lab.compare.named import BadTarget, Named, named
 from nullport.lab.compare.teleports import as_text, check_functions, from_text
-from nullport.lab.suite import runner, sensitivity
+from nullport.lab.suite import exchange, sensitivity
 from nullport.lab.suite.grid import Grid
 
 OWN = """
@@ -212,7 +212,7 @@ def test_a_grid_takes_networks_of_ones_own(cli: None, file: str, tmp_path: Path)
     )
     runs = tmp_path / "own.jsonl"
     assert main(["suite", str(grid), "--quiet", "--runs", str(runs)]) == 0
-    records = runner.read(runs)
+    records = exchange.read_jsonl(runs)
     assert len(records) == 4
     for record in records:
         assert (record["final_loss"] > 100) == record["settings"]["task"].endswith(":network")
@@ -360,7 +360,8 @@ def test_a_grid_takes_functions_and_resumes(
         CELL + '[methods.own]\nteleport = { projection = "own.py:gains", max_gain = 2.0, '
         'objective = ["own.py:aim", "sharpness", "weight_norm"] }\n'
     )
-    assert main(["suite", "own.toml", "--quiet"]) == 0
+    argv = ["suite", "own.toml", "--quiet", "--runs", "own.jsonl"]
+    assert main(argv) == 0
     text = Path("own.jsonl").read_text()
     records = [json.loads(line) for line in text.splitlines()]
     teleports = [r["settings"]["teleport"] for r in records if r["teleport_steps"]]
@@ -370,7 +371,7 @@ def test_a_grid_takes_functions_and_resumes(
     assert {record["key"] for record in records} == {
         job.key for job in Grid.read(Path("own.toml")).jobs()
     }
-    assert main(["suite", "own.toml", "--quiet"]) == 0
+    assert main(argv) == 0
     assert Path("own.jsonl").read_text() == text  # nothing was run again
 
 

@@ -9,9 +9,9 @@ import pytest
 from helpers.suite import TUNED, decaying, grid, record
 
 from nullport.lab.suite import arms, tuning
-from nullport.lab.suite.checks import BASELINE
 from nullport.lab.suite.grid import Grid, Job
 from nullport.lab.suite.markdown import percent
+from nullport.lab.suite.schema import BASELINE
 
 INITS = (
     TUNED.partition("[methods.paper]")[0]

@@ -14,8 +14,8 @@ from nullport.lab.cli import main
 from nullport.lab.cli.suite import PRESETS
 from nullport.lab.compare import TASKS, Settings, load_task
 from nullport.lab.suite import sensitivity, tuning
-from nullport.lab.suite.checks import BASELINE
 from nullport.lab.suite.grid import Grid, Job, applies
+from nullport.lab.suite.schema import BASELINE
 
 PUBLISHED = ("quick", "full")
 """Those that ask for sensitivity and connectivity too."""

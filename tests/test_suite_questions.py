@@ -14,8 +14,8 @@ from helpers.suite import PARTS, TUNED, Convex, OneWeight, backend, grid, record
 from nullport import TeleportConfig, _step
 from nullport.lab.suite import barrier, sensitivity, tuning
 from nullport.lab.suite.barrier import OTHER_SEED, Pairs
-from nullport.lab.suite.checks import BASELINE
 from nullport.lab.suite.grid import Grid, Job
+from nullport.lab.suite.schema import BASELINE
 from nullport.lab.suite.sensitivity import RADIUS
 
 

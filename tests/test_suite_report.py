@@ -11,9 +11,9 @@ from helpers.suite import PARTS, TUNED, backend, grid, record, task
 
 from nullport.lab.suite import live, report, runner, sensitivity, tuning
 from nullport.lab.suite.barrier import Pairs
-from nullport.lab.suite.checks import BASELINE
 from nullport.lab.suite.grid import Grid, Job
 from nullport.lab.suite.live import Board
+from nullport.lab.suite.schema import BASELINE
 
 FACTORS = {BASELINE: 1.0, "nullport": 0.5, "paper": 1.2}
 """Loss of each method's runs in units of the baseline's; others are 0.9."""
@@ -204,7 +204,7 @@ def test_the_table_goes_to_stderr_unless_quiet(
     declared = grid(tmp_path)
     for quiet in (False, True):
         with live.live(quiet=quiet) as progress:
-            runner.run_grid(declared, tmp_path / f"{quiet}.jsonl", progress=progress)
+            runner.run_grid(declared, tmp_path / f"{quiet}.sqlite", progress=progress)
         captured = capsys.readouterr()
         assert captured.out == ""
         assert ("results: 12 of 12" in captured.err) != quiet

@@ -10,18 +10,18 @@ import pytest
 from helpers.suite import PARTS, TUNED, OneWeight, backend, grid, task
 
 from nullport.lab.cli import main
-from nullport.lab.suite import report, runner, tuning
+from nullport.lab.suite import report, runner, store, tuning
 from nullport.lab.suite.barrier import Pairs
-from nullport.lab.suite.checks import BASELINE
 from nullport.lab.suite.grid import Job
+from nullport.lab.suite.schema import BASELINE
 
 
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Runs of a network with one weight, on a task that needs no data; the file of records."""
+    """Runs of a network with one weight, on a task that needs no data; the file of the store."""
     monkeypatch.setattr(runner, "load_backend", lambda _: backend())
     monkeypatch.setattr(runner, "_task", lambda *_: task())
-    return tmp_path / "runs.jsonl"
+    return tmp_path / "runs.sqlite"
 
 
 @pytest.mark.parametrize("stop", [0, 5, 21, 30, 40, 60])
@@ -44,39 +44,26 @@ def test_what_is_there_is_not_run_again(
     monkeypatch.setattr(runner, "_record", interrupted)
     with pytest.raises(KeyboardInterrupt):
         runner.run_grid(declared, toy)
-    assert [r["key"] for r in runner.read(toy)] == made
+    assert [r["key"] for r in store.read(toy)] == made
     told: list[tuple[str, int, int]] = []
     runner.run_grid(declared, toy, progress=lambda *news: told.append(news[:3]))
     assert len(made) == len(set(made)) > 60
-    assert [r["key"] for r in runner.read(toy)] == made
+    assert [r["key"] for r in store.read(toy)] == made
     # Nothing of the results comes before the last trial, and the count goes on where it was.
     assert set(made[:21]) == {job.key for job in tuning.trials(declared)}
     assert told[0] == ("tuning", min(stop, 21), 21)
+    assert told == sorted(told, key=lambda news: (news[0] == "results", news[1]))
     results = [news for news in told if news[0] == "results"]
     assert results[0] == ("results", max(stop - 21, 0), len(made) - 21)
     assert results[-1] == ("results", len(made) - 21, len(made) - 21)
     runner.run_grid(declared, toy)
-    assert len(runner.read(toy)) == len(made)
-
-
-def test_a_line_that_was_cut_off_is_made_again(toy: Path, tmp_path: Path) -> None:
-    declared = grid(tmp_path)
-    runner.run_grid(declared, toy)
-    text = toy.read_text()
-    toy.write_text(text[:-40])
-    assert len(runner.read(toy)) == text.count("\n") - 1
-    runner.run_grid(declared, toy)
-    keys = [r["key"] for r in runner.read(toy)]
-    assert len(keys) == len(set(keys)) == text.count("\n") == toy.read_text().count("\n")
-    toy.write_text("{}\n" + "nonsense\n")
-    with pytest.raises(ValueError, match=r"line 2 of runs.jsonl.*allowed: what nullport suite"):
-        runner.run_grid(declared, toy)
+    assert len(store.read(toy)) == len(made)
 
 
 def test_what_is_run_once_rates_are_tuned(toy: Path, tmp_path: Path) -> None:
     declared = grid(tmp_path, TUNED + PARTS)
     runner.run(list(tuning.trials(declared)), toy)
-    work = list(runner.results(declared, runner.read(toy)))
+    work = list(runner.results(declared, store.read(toy)))
     jobs = [item for item in work if isinstance(item, Job)]
     pairs = [item for item in work if isinstance(item, Pairs)]
     assert {job.seed for job in jobs} == {0, 1, 2}
@@ -94,7 +81,7 @@ def test_only_the_teleports_differ(
     """Every method gets the same budget; its record says what became of it."""
     declared = grid(tmp_path)
     runner.run_grid(declared, toy)
-    records = runner.read(toy)
+    records = store.read(toy)
     assert {r["spent"] for r in records} == {12.0}
     by_method = {
         choice.method: [r for r in records if r["key"] in {job.key for job in choice.jobs()}]
@@ -117,7 +104,7 @@ def test_a_diverged_run_is_kept_as_none(
     monkeypatch.setattr(runner, "load_backend", lambda _: backend(Diverging))
     declared = grid(tmp_path)
     runner.run_grid(declared, toy)
-    records = runner.read(toy)
+    records = store.read(toy)
     assert all(r["final_loss"] is None and not r["finite"] for r in records)
     assert report.page(declared, records) == "No cell has all its runs yet.\n"
 
@@ -157,13 +144,12 @@ def test_a_tiny_tuned_grid_from_end_to_end(
     for words in (*(f"| {name}, mlp | cosine |" for name in tasks), "baseline, another seed"):
         assert words in page
     assert ("random" in page) == (name == "torch")
-    records = runner.read(Path("grid.jsonl"))
+    records = store.read(Path("grid.sqlite"))
     assert all(r["finite"] for r in records if "finite" in r)
     first = [r["curve"]["loss"][0] for r in records if "curve" in r and r["seed"] == 0]
     assert len(set(first)) == len(tasks)  # one per task: all methods start from the same weights
-    before = Path("grid.jsonl").read_bytes()
     assert main(argv) == 0
-    assert Path("grid.jsonl").read_bytes() == before
+    assert store.read(Path("grid.sqlite")) == records
 
 
 def test_two_processes_make_the_same_records(
@@ -186,9 +172,9 @@ def test_two_processes_make_the_same_records(
     Path("grid.toml").write_text(text.replace("seeds = 3", "seeds = 1"))
     found = []
     for count in ("1", "2"):
-        argv = ["suite", "grid.toml", "--quiet", "--backend", "numpy", "--runs", f"{count}.jsonl"]
+        argv = ["suite", "grid.toml", "--quiet", "--backend", "numpy", "--runs", f"{count}.sqlite"]
         assert main([*argv, "--processes", count]) == 0
-        found.append({r["key"]: timeless(r) for r in runner.read(Path(f"{count}.jsonl"))})
+        found.append({r["key"]: timeless(r) for r in store.read(Path(f"{count}.sqlite"))})
     assert found[0] == found[1]
     assert len(found[0]) == 3 * 2 + 2
     assert all(r["settings"]["task"] == "own.py:plane" for r in found[0].values())
@@ -204,4 +190,4 @@ def test_a_run_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     pytest.importorskip("nullport_torch")
     text = TUNED.replace('method = "random"', 'method = "symmetry"').replace(", steps = 2", "")
     with pytest.raises(ValueError, match=r"^random on digits, mlp: "):
-        runner.run_grid(grid(tmp_path, text), tmp_path / "runs.jsonl")
+        runner.run_grid(grid(tmp_path, text), tmp_path / "runs.sqlite")

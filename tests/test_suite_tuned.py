@@ -12,8 +12,8 @@ import pytest
 from helpers.suite import TUNED, decaying, grid, record
 
 from nullport.lab.suite import tuning
-from nullport.lab.suite.checks import BASELINE
 from nullport.lab.suite.grid import Grid, Job
+from nullport.lab.suite.schema import BASELINE
 from nullport.lab.suite.statistics import interval
 from nullport.lab.suite.tuned import Comparison, _relative, comparisons, name_of
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import lzma
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -176,8 +177,10 @@ def test_missing_data_says_which_files_and_where_they_come_from(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("NULLPORT_DATA", raising=False)
+    monkeypatch.setitem(sys.modules, "pooch", None)  # which would name the user's cache
     with pytest.raises(MissingData, match="no data folder is given"):
         load_task(name)
+    monkeypatch.undo()
     monkeypatch.setenv("NULLPORT_DATA", str(tmp_path))
     with pytest.raises(MissingData) as caught:
         load_task(name)
@@ -186,6 +189,8 @@ def test_missing_data_says_which_files_and_where_they_come_from(
     assert ".gz" in message or ".xz" in message
     assert "--data DIR" in message
     assert "https://" in message
+    assert "nullport data fetch" in message
+    assert "\n" not in message
 
 
 def test_only_the_missing_files_are_named(tmp_path: Path) -> None:

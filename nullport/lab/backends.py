@@ -78,3 +78,11 @@ def load_backend(name: str) -> Backend:
         msg = f"backend {name!r} ({values[0]}) is a {type(backend).__name__}, not a Backend"
         raise TypeError(msg)
     return backend
+
+
+def known_methods() -> set[str] | None:
+    """Return the names of the methods that any backend has; None if one cannot be imported."""
+    try:
+        return {name for backend in available_backends() for name in load_backend(backend).methods}
+    except ImportError:
+        return None

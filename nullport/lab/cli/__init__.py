@@ -1,4 +1,4 @@
-"""The command line: ``nullport compare``, ``suite``, ``inspect``, ``diagnose``, ``doctor``.
+"""The command line: ``compare``, ``suite``, ``inspect``, ``diagnose``, ``data``, ``doctor``.
 
 One module per command, each with ``add`` (its options) and ``run`` (what it does). Options that
 mirror a record of settings are made from the record (:mod:`nullport.lab.cli.options`).
@@ -7,14 +7,15 @@ mirror a record of settings are made from the record (:mod:`nullport.lab.cli.opt
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import NoReturn
 
-from nullport.lab.cli import compare, diagnose, doctor, inspect, suite
+from nullport.lab.cli import compare, data, diagnose, doctor, inspect, suite
 from nullport.lab.cli.errors import UsageError
-from nullport.lab.compare.extras import MissingExtra
+from nullport.lab.compare.extras import MissingExtra, require
 
 
 class _Parser(argparse.ArgumentParser):
@@ -51,8 +52,11 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
     root = _Parser(prog="nullport", description="Teleport the weights of neural networks.")
     root.add_argument("--version", action="version", version=f"nullport {version('nullport')}")
+    with contextlib.suppress(MissingExtra):
+        text = "print a script that completes commands and options, and exit"
+        require("shtab").add_argument_to(root, ["--print-completion"], help=text)
     commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (compare, suite, inspect, diagnose, doctor):
+    for command in (compare, suite, inspect, diagnose, data, doctor):
         name = command.__name__.rpartition(".")[2]
         summary = (command.__doc__ or "").partition("\n")[0]
         sub = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)

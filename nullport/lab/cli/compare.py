@@ -32,6 +32,7 @@ from nullport.lab.compare import run as compare
 from nullport.lab.compare.extras import require
 from nullport.lab.compare.loop import ARMS
 from nullport.lab.compare.training import Progress
+from nullport.lab.output import write as write_file
 
 NAME = "nullport-compare"
 """Name of the files written, before the suffix."""
@@ -121,7 +122,7 @@ def writable(name: str) -> Path:
 def write(results: Results, folder: Path, plot: Callable[[Results, Path], None]) -> list[Path]:
     """Write the picture and the numbers, and return their paths."""
     picture, numbers = folder / f"{NAME}.png", folder / f"{NAME}.json"
-    numbers.write_text(json.dumps(results.as_dict(), indent=1, allow_nan=False) + "\n", "utf-8")
+    write_file(numbers, json.dumps(results.as_dict(), indent=1, allow_nan=False) + "\n")
     plot(results, picture)
     return [picture, numbers]
 

@@ -17,12 +17,12 @@ The parts, in reading order, none of which knows a framework:
 - :mod:`nullport.lab.compare.plot` and :mod:`nullport.lab.compare.table`: showing it.
 """
 
-from nullport.lab.compare.files import MissingData
 from nullport.lab.compare.loop import check, run
 from nullport.lab.compare.neighbours import neighbours, run_neighbours
 from nullport.lab.compare.records import Run
 from nullport.lab.compare.results import Results
 from nullport.lab.compare.settings import Settings
+from nullport.lab.compare.sources import MissingData
 from nullport.lab.compare.task import Task
 from nullport.lab.compare.tasks import TASKS, load_task
 from nullport.lab.compare.trainer import Trainer

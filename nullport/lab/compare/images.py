@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import pickle
+import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from nullport.lab.compare.extras import require
-from nullport.lab.compare.files import Source, read_idx, read_npy
+from nullport.lab.compare.files import as_npy, read_idx, read_npy
 from nullport.lab.compare.scale import scaled
+from nullport.lab.compare.sources import Download, Source, as_it_is
 from nullport.lab.compare.task import Array, Task
 
 
@@ -21,15 +25,24 @@ def digits(data: str | Path | None = None) -> Task:  # noqa: ARG001
     return _images("digits", x[:1437], y[:1437], x[1437:], y[1437:])
 
 
+MNIST_HOST = "https://ossci-datasets.s3.amazonaws.com/mnist"
+
+MNIST_FILES = {
+    "train-images-idx3": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+    "train-labels-idx1": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+    "t10k-images-idx3": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+    "t10k-labels-idx1": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+}
+"""The files of LeCun, Cortes and Burges, with their checksums."""
+
 MNIST = Source(
     "mnist",
+    "mnist",
+    tuple(f"{part}-ubyte.gz" for part in MNIST_FILES),
     tuple(
-        f"{part}-{what}-ubyte.gz"
-        for part in ("train", "t10k")
-        for what in ("images-idx3", "labels-idx1")
+        Download(f"{MNIST_HOST}/{part}-ubyte.gz", checksum, as_it_is(f"{part}-ubyte.gz"))
+        for part, checksum in MNIST_FILES.items()
     ),
-    "  the four original files of LeCun, Cortes and Burges, for instance from\n"
-    "  https://ossci-datasets.s3.amazonaws.com/mnist/",
 )
 
 
@@ -46,16 +59,40 @@ def mnist_autoencoder(data: str | Path | None = None) -> Task:
     return Task("mnist_autoencoder", "regression", x.shape[1], x, x, valid_x, valid_x)
 
 
+CIFAR10_PARTS = {"data_batch_1": "train_first10000", "test_batch": "test_first2000"}
+"""Batches of the archive that are used, and what the files that are made of them begin with."""
+
+
+def unpack_cifar10(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield images (n, 32, 32, 3) and labels (n,) of both parts, as xz-compressed ``.npy`` files.
+
+    The archive holds pickles, which run what they name: its checksum has to be known.
+    """
+    with tarfile.open(path) as archive:
+        for batch, name in CIFAR10_PARTS.items():
+            member = archive.extractfile(f"cifar-10-batches-py/{batch}")
+            assert member is not None  # a file of an archive that is known
+            content = pickle.load(member, encoding="bytes")
+            count = int(name.partition("first")[2])
+            images = content[b"data"][:count].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+            labels = np.array(content[b"labels"][:count], np.uint8)
+            yield f"{name}_images.npy.xz", as_npy(images)
+            yield f"{name}_labels.npy.xz", as_npy(labels)
+
+
 CIFAR10 = Source(
     "cifar10",
+    "cifar10",
     tuple(
-        f"{part}_{what}.npy.xz"
-        for part in ("train_first10000", "test_first2000")
-        for what in ("images", "labels")
+        f"{part}_{what}.npy.xz" for part in CIFAR10_PARTS.values() for what in ("images", "labels")
     ),
-    "  https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz (Krizhevsky, 2009): data_batch_1\n"
-    "  and the first 2,000 images of test_batch as uint8 arrays (n, 32, 32, 3), their labels as\n"
-    "  uint8 arrays (n,), each written by numpy.save and compressed by xz",
+    (
+        Download(
+            "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+            "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+            unpack_cifar10,
+        ),
+    ),
 )
 
 

@@ -13,6 +13,7 @@ from nullport.lab.compare.extras import require
 from nullport.lab.compare.records import Run
 from nullport.lab.compare.results import Results
 from nullport.lab.compare.task import Array
+from nullport.lab.output import save
 
 COLOURS = {"baseline": "0.35", "teleport": "tab:orange"}
 OTHERS = ("tab:blue", "tab:green", "tab:purple", "tab:red")
@@ -48,7 +49,7 @@ def plot(results: Results, path: str | Path) -> None:
         f"{settings.task}, {settings.model}, {settings.optimizer} {settings.lr:g}, "
         f"{settings.seeds} seed{'s' * (settings.seeds > 1)}"
     )
-    figure.savefig(path)
+    save(figure, path)
 
 
 def _draw(axes: Any, arm: str, runs: Sequence[Run], axis: str, colour: str) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from nullport.lab.compare.extras import require
-from nullport.lab.compare.files import Source, read_csv
+from nullport.lab.compare.files import read_csv
 from nullport.lab.compare.scale import scaled
+from nullport.lab.compare.sources import Download, Source, gzipped
 from nullport.lab.compare.task import Array, Batch, Task
 
 HISTORY, HORIZON = 96, 24
@@ -26,9 +27,16 @@ def diabetes(data: str | Path | None = None) -> Task:  # noqa: ARG001
 
 ETT = Source(
     "ett",
+    "ett",
     ("ETTh1.csv.gz",),
-    "  curl -L https://raw.githubusercontent.com/zhouhaoyi/ETDataset/main/ETT-small/ETTh1.csv"
-    " | gzip > ETTh1.csv.gz",
+    (
+        Download(
+            "https://raw.githubusercontent.com/zhouhaoyi/ETDataset/"
+            "1d16c8f4f943005d613b5bc962e9eeb06058cf07/ETT-small/ETTh1.csv",
+            "f18de3ad269cef59bb07b5438d79bb3042d3be49bdeecf01c1cd6d29695ee066",
+            gzipped("ETTh1.csv.gz"),
+        ),
+    ),
 )
 
 
@@ -46,10 +54,17 @@ def ett(data: str | Path | None = None) -> Task:
 
 
 HOUSING = Source(
+    "housing",
     "california_housing",
     ("housing.csv.gz",),
-    "  curl -L https://raw.githubusercontent.com/ageron/handson-ml2/master/datasets/housing/"
-    "housing.csv | gzip > housing.csv.gz",
+    (
+        Download(
+            "https://raw.githubusercontent.com/ageron/handson-ml2/"
+            "1e2115277b50f6c584cd668fa30e3af309a5b136/datasets/housing/housing.csv",
+            "8a3727f4cf54ac1a327f69b1d5b4db54c5834ea81c6e4efc0d163300022a685e",
+            gzipped("housing.csv.gz"),
+        ),
+    ),
 )
 
 

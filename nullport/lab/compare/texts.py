@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from nullport.lab.compare.files import Source, read_text
+from nullport.lab.compare.files import read_text
+from nullport.lab.compare.sources import Download, Source, gzipped
 from nullport.lab.compare.task import Array, Batch, Task
 
 CONTEXT = 64
@@ -16,10 +17,17 @@ WORDS = 2000
 """Words that the vocabulary of words has, besides the one that stands for all others."""
 
 SHAKESPEARE = Source(
+    "shakespeare",
     "tinyshakespeare",
     ("input.txt.gz",),
-    "  curl -L https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/"
-    "input.txt | gzip > input.txt.gz",
+    (
+        Download(
+            "https://raw.githubusercontent.com/karpathy/char-rnn/"
+            "6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e/data/tinyshakespeare/input.txt",
+            "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+            gzipped("input.txt.gz"),
+        ),
+    ),
 )
 
 
@@ -33,10 +41,26 @@ def shakespeare(data: str | Path | None = None) -> Task:
 
 
 WIKITEXT = Source(
+    "wikitext",
     "wikitext2_valid_test",
-    ("valid.txt.gz", "test.txt.gz"),
-    "  for f in valid test; do curl -L https://raw.githubusercontent.com/pytorch/examples/main/"
-    "word_language_model/data/wikitext-2/$f.txt | gzip > $f.txt.gz; done",
+    (
+        "valid.txt.gz",
+        "test.txt.gz",
+    ),
+    (
+        Download(
+            "https://raw.githubusercontent.com/pytorch/examples/"
+            "77f55b912142e11fcfdf5b530231fb9c52f181e8/word_language_model/data/wikitext-2/valid.txt",
+            "f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8",
+            gzipped("valid.txt.gz"),
+        ),
+        Download(
+            "https://raw.githubusercontent.com/pytorch/examples/"
+            "77f55b912142e11fcfdf5b530231fb9c52f181e8/word_language_model/data/wikitext-2/test.txt",
+            "d790b833ef8cf03a90db7bf1271b7520b83c45ce07ba3c1a9699df81e239eca0",
+            gzipped("test.txt.gz"),
+        ),
+    ),
 )
 
 

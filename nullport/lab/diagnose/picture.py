@@ -8,6 +8,7 @@ from typing import Any
 from nullport.lab.compare.extras import require
 from nullport.lab.diagnose.scales import Diagnosis
 from nullport.lab.diagnose.words import verdict
+from nullport.lab.output import save
 
 
 def draw(diagnosis: Diagnosis, path: str | Path) -> None:
@@ -36,7 +37,7 @@ def draw(diagnosis: Diagnosis, path: str | Path) -> None:
         _finish(axes, [_short(one.name) for one in maps])
     signals.legend()
     figure.suptitle(verdict(diagnosis))
-    figure.savefig(path)
+    save(figure, path)
 
 
 def _short(name: str, most: int = 24) -> str:

@@ -14,9 +14,9 @@ from statistics import median
 from typing import Any
 
 from nullport.lab.compare.settings import NONE
-from nullport.lab.suite.checks import BASELINE
 from nullport.lab.suite.grid import Grid
 from nullport.lab.suite.markdown import table
+from nullport.lab.suite.schema import BASELINE
 from nullport.lab.suite.statistics import interval
 from nullport.lab.suite.tuned import name_of
 from nullport.lab.suite.tuning import Choice, Records, choices, loss

@@ -24,8 +24,8 @@ from nullport.lab.compare import Settings, Trainer
 from nullport.lab.compare.results import plain
 from nullport.lab.compare.task import Array, Task
 from nullport.lab.compare.training import Training
-from nullport.lab.suite.checks import BASELINE
 from nullport.lab.suite.grid import Entry, Job, applies, plain_settings
+from nullport.lab.suite.schema import BASELINE
 from nullport.lab.suite.tuning import Choice
 
 POINTS = 11

@@ -55,7 +55,7 @@ from nullport.lab.compare import Settings
 from nullport.lab.compare.extras import require
 from nullport.lab.compare.settings import NONE, NULLPORT
 from nullport.lab.compare.teleports import as_text, from_text
-from nullport.lab.suite.checks import BASELINE, check
+from nullport.lab.suite.schema import BASELINE, check, product
 
 Entry = Mapping[str, Any]
 
@@ -64,9 +64,6 @@ _ARM = ("teleport", "every", "at", "captured", "guard", "judge", "method", "opti
 
 _TABLES = ("teleport", "options")
 """Settings of a method's own; lists in them are tuned with the rate."""
-
-_WHOLE = ("include", "exclude", "at")
-"""Settings that are lists themselves, and not multiplied out."""
 
 _ABOUT = ("only", "note")
 """Entries of a method that are no settings."""
@@ -133,8 +130,7 @@ class Grid:
             ValueError: If the file is no grid, or a setting is not allowed; the message names it.
             OSError: If the file cannot be read.
         """
-        toml = require("tomllib" if sys.version_info >= (3, 11) else "tomli")
-        record = toml.loads(path.read_text("utf-8"))
+        record = _parsed(path)
         check(record, path.name)
         grid = cls(
             tuple(_cells(record)),
@@ -142,10 +138,22 @@ class Grid:
             *(record.get(name) for name in ("tune", "sensitivity", "connectivity")),
         )
         for cell, method in grid.pairs():  # every setting is checked before anything runs
-            grid.trials(cell, method)
+            grid.check(cell, method, path.name)
         if grid.sensitivity is not None:
             _ = grid.varied
         return grid
+
+    def check(self, cell: Entry, method: str, file: str) -> None:
+        """Check that the settings of a method on a cell go together.
+
+        Raises:
+            ValueError: If they do not; the message names cell, method and file.
+        """
+        try:
+            self.trials(cell, method)
+        except ValueError as error:
+            msg = f"invalid grid: {_name(cell)} with {method} of {file}: {error}"
+            raise ValueError(msg) from error
 
     def within(
         self, methods: Sequence[str], only: Mapping[str, Sequence[str]] | None = None
@@ -171,13 +179,19 @@ class Grid:
             raise ValueError(msg + "methods of " + ", ".join(sorted(known)))
         return replace(self, methods=kept)
 
+    def foreign(self) -> set[str]:
+        """Return the methods that are not nullport's own, as cells and methods name them."""
+        found = {str(entry.get("method", NULLPORT)) for entry in self.methods.values()}
+        found |= {str(cell.get("method", NULLPORT)) for cell in self.cells}
+        return {name for name in found - {NULLPORT, NONE} if ":" not in name}
+
     def matching(self, patterns: Sequence[str]) -> Grid:
         """Return the grid of the cells whose label, or else task, fits a shell-style pattern.
 
         Raises:
             ValueError: If a pattern fits no cell.
         """
-        names = [str(cell.get("label", cell.get("task", "digits"))) for cell in self.cells]
+        names = [_name(cell) for cell in self.cells]
         for pattern in patterns:
             if not fnmatch.filter(names, pattern):
                 msg = f"invalid cells: {pattern!r}; allowed: patterns of "
@@ -219,7 +233,7 @@ class Grid:
             merged = {**cell.get(name, {}), **change.pop(name, {})}
             # Without teleports there is nothing of them to tune.
             kept = {} if method == BASELINE else merged
-            tables.append([(name, chosen) for chosen in _product(kept)])
+            tables.append([(name, chosen) for chosen in product(kept)])
         return [
             _settings({**cell, **change, "lr": lr, **dict(chosen)})
             for lr, *chosen in itertools.product(rates, *tables)
@@ -255,7 +269,7 @@ def _cells(record: Mapping[str, Any]) -> Iterator[Entry]:
     for entry in record["cells"]:
         given = {**record.get("defaults", {}), **entry}
         kept = {"lr": given.pop("lr")} if "tune" in record and "lr" in given else {}
-        for cell in _product(given):
+        for cell in product(given):
             rates = record.get("rates", {}).get(cell.get("optimizer", "sgd"))
             if rates is None or "lr" in cell or kept:
                 yield {**cell, **kept}
@@ -265,19 +279,20 @@ def _cells(record: Mapping[str, Any]) -> Iterator[Entry]:
                 yield from ({**cell, "lr": lr} for lr in rates)
 
 
-def _product(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    values: Sequence[list[Any]] = [
-        v if isinstance(v, list) and name not in _WHOLE else [v] for name, v in entry.items()
-    ]
-    for combination in itertools.product(*values):
-        yield dict(zip(entry, combination, strict=True))
+def _parsed(path: Path) -> dict[str, Any]:
+    toml = require("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    try:
+        return dict(toml.loads(path.read_text("utf-8")))
+    except ValueError as error:
+        msg = f"invalid grid: {path.name}: {error}; allowed: TOML"
+        raise ValueError(msg) from error
+
+
+def _name(cell: Entry) -> str:
+    return str(cell.get("label", cell.get("task", "digits")))
 
 
 def _settings(given: dict[str, Any]) -> Settings:
     given = {name: v for name, v in given.items() if name != "label" and v is not None}
-    try:
-        config = from_text(given.pop("teleport", {}))
-        return Settings.make(given.pop("task", "digits"), **given, teleport=config)
-    except TypeError as error:
-        msg = f"invalid grid: {error}; allowed: settings of nullport compare"
-        raise ValueError(msg) from error
+    config = from_text(given.pop("teleport", {}))
+    return Settings.make(given.pop("task", "digits"), **given, teleport=config)

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from nullport.lab.compare.extras import require
-from nullport.lab.suite.checks import BASELINE
+from nullport.lab.output import save
+from nullport.lab.suite.schema import BASELINE
 from nullport.lab.suite.statistics import interval
 from nullport.lab.suite.tuned import AXES, Comparison, Record
 
@@ -33,7 +34,7 @@ def draw(found: Sequence[Comparison], page: Path) -> dict[str, Path]:
     drawn = {"changes": _changes(found), "curves": _curves(found)}
     paths = {name: page.with_name(f"{page.stem}-{name}.png") for name in drawn}
     for name, figure in drawn.items():
-        figure.savefig(paths[name])
+        save(figure, paths[name])
     return paths
 
 

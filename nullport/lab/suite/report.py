@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nullport.lab.output import write as write_file
 from nullport.lab.suite.grid import Grid
 from nullport.lab.suite.pictures import draw
 from nullport.lab.suite.rates import page as page_by_rate
@@ -34,5 +35,5 @@ def write(grid: Grid, records: Sequence[Record], path: Path) -> list[Path]:
     if grid.tune is not None:
         found = comparisons(grid, {record["key"]: record for record in records})
         drawn = draw(found, path)
-    path.write_text(page(grid, records, {k: p.name for k, p in drawn.items()}), "utf-8")
+    write_file(path, page(grid, records, {k: p.name for k, p in drawn.items()}))
     return [path, *drawn.values()]

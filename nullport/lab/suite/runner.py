@@ -1,13 +1,15 @@
-"""Running a grid: each run is a line of JSON, and a line that is there is not run again."""
+"""Making the runs of a grid whose records are not yet in the store."""
 
 from __future__ import annotations
 
-import json
 import math
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import lru_cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,9 @@ from nullport.lab.compare.versions import versions
 from nullport.lab.suite import barrier, sensitivity, tuning
 from nullport.lab.suite.barrier import Pairs
 from nullport.lab.suite.grid import Grid, Job, plain_settings
+from nullport.lab.suite.store import Record, Store
+from nullport.lab.suite.workers import Lost, Workers, workers
 
-Record = dict[str, Any]
 Work = Job | Pairs
 """What makes one record."""
 
@@ -35,44 +38,32 @@ POINTS = 8
 SAMPLE = 4
 """Evaluations take one sample in so many of those that a comparison takes."""
 
+LOOK = 1.0
+"""Seconds after which to look again for what other suites have made or given back."""
 
-def read(path: Path) -> list[Record]:
-    """Return the records of a file, none if it is not there.
-
-    Raises:
-        ValueError: If a line is no record; the message names it.
-    """
-    if not path.exists():
-        return []
-    *lines, _ = path.read_text("utf-8").split("\n")  # a line that was cut off is none
-    return [_parsed(line, f"line {i} of {path.name}") for i, line in enumerate(lines, 1) if line]
-
-
-def _parsed(line: str, where: str) -> Record:
-    try:
-        return dict(json.loads(line))
-    except (ValueError, TypeError) as error:
-        msg = f"invalid record: {where}: {error}; allowed: what nullport suite wrote"
-        raise ValueError(msg) from error
+TRIES = 3
+"""Times that a run may take the process that makes it along."""
 
 
 def run_grid(grid: Grid, path: Path, **given: Any) -> None:
-    """Make every run of a grid whose record is not yet in the file: trials first, then results.
+    """Make every run of a grid whose record is not yet in the store: trials first, then results.
 
     Args:
         grid: The grid.
-        path: File of records, made if it is not there.
+        path: File of the store, made if it is not there.
         given: As for :func:`run`.
 
     Raises:
         ValueError: If the settings do not fit the task or the backend.
         MissingData: If a dataset is not there.
+        OSError: If the store cannot be written, or a run ends the process that makes it.
     """
-    if grid.tune is None:
-        run(list(grid.jobs()), path, **given)
-        return
-    run(list(tuning.trials(grid)), path, stage="tuning", **given)
-    run(list(results(grid, read(path))), path, stage="results", **given)
+    with _opened(path, **given) as runner:
+        if grid.tune is None:
+            runner.make(list(grid.jobs()))
+            return
+        runner.make(list(tuning.trials(grid)), "tuning")
+        runner.make(list(results(grid, runner.store.records())), "results")
 
 
 def results(grid: Grid, records: Sequence[Mapping[str, Any]]) -> Iterator[Work]:
@@ -86,67 +77,112 @@ def results(grid: Grid, records: Sequence[Mapping[str, Any]]) -> Iterator[Work]:
         yield from barrier.pairs(found, grid.connectivity)
 
 
-def run(
-    work: Sequence[Work],
+def run(work: Sequence[Work], path: Path, **given: Any) -> None:
+    """Make every record that is not yet in the store.
+
+    Args:
+        work: What makes the records.
+        path: File of the store, made if it is not there.
+        given: ``backend`` (its name), ``data`` (folder of the datasets), ``processes`` (runs made
+            at a time on this machine), ``scheduler`` (address of a Dask cluster that makes them
+            instead), ``progress`` (told of every record).
+
+    Raises:
+        ValueError: As :func:`run_grid`.
+        MissingData: If a dataset is not there.
+        OSError: As :func:`run_grid`.
+    """
+    with _opened(path, **given) as runner:
+        runner.make(work)
+
+
+@contextmanager
+def _opened(
     path: Path,
     *,
     backend: str = "torch",
     data: str | None = None,
     processes: int = 1,
+    scheduler: str | None = None,
     progress: Progress | None = None,
-    stage: str = "runs",
-) -> None:
-    """Make every record that is not yet in the file, and append it.
+) -> Iterator[Runner]:
+    tell = progress or (lambda *_: None)
+    with Store(path) as store, store.held(), workers(processes, scheduler) as pool:
+        yield Runner(store, pool, backend, data, tell)
 
-    Args:
-        work: What makes the records.
-        path: File of records, made if it is not there.
+
+@dataclass
+class Runner:
+    """What makes runs and keeps their records, together with other suites on the same store.
+
+    Attributes:
+        store: Where records go.
+        pool: What makes them.
         backend: Name of the backend.
         data: Folder of the datasets.
-        processes: Runs made at a time.
-        progress: Told of every record.
-        stage: What these runs are for.
-
-    Raises:
-        ValueError: If the settings do not fit the task or the backend, or the file holds anything
-            but records.
-        MissingData: If a dataset is not there.
+        tell: Told of every record.
+        deaths: How often each run took the process that made it along.
     """
-    for s in dict.fromkeys(item.settings for item in work):
-        check(s, _task(s.task, data), load_backend(backend))
-    there = {record["key"] for record in read(path)}
-    total = len({item.key for item in work})
-    waiting = {item.key: item for item in work if item.key not in there}
-    tell = progress or (lambda *_: None)
-    tell(stage, total - len(waiting), total, None)
-    _cut(path)
-    with path.open("a", encoding="utf-8") as file:
-        for done, record in enumerate(_records(list(waiting.values()), backend, data, processes)):
-            file.write(json.dumps(record, allow_nan=False) + "\n")
-            file.flush()
-            tell(stage, total - len(waiting) + done + 1, total, record)
+
+    store: Store
+    pool: Workers
+    backend: str
+    data: str | None
+    tell: Progress
+    deaths: Counter[str] = field(default_factory=Counter)
+
+    def make(self, work: Sequence[Work], stage: str = "runs") -> None:
+        """Make every record that is not yet in the store, and wait for those others make."""
+        for s in dict.fromkeys(item.settings for item in work):
+            check(s, _task(s.task, self.data), load_backend(self.backend))
+        waiting = {item.key: item for item in work}
+        total, flying = len(waiting), dict[Future[Record], Work]()
+        while True:
+            known = self.store.keys()
+            waiting = {key: item for key, item in waiting.items() if key not in known}
+            self.tell(stage, total - len(waiting) - len(flying), total, None)
+            if not waiting and not flying:
+                return
+            for key in self.store.claim(waiting, self.pool.width - len(flying)):
+                item = waiting.pop(key)
+                flying[self.pool.submit(_record, item, self.backend, self.data)] = item
+            for record in self._landed(flying, waiting):
+                self.tell(stage, total - len(waiting) - len(flying), total, record)
+
+    def _landed(self, flying: dict[Future[Record], Work], waiting: dict[str, Work]) -> list[Record]:
+        """Keep the records that were made meanwhile; what was lost is to be made again."""
+        if not flying:  # others are making what is left
+            time.sleep(LOOK)
+            return []
+        done, _ = wait(flying, timeout=LOOK, return_when=FIRST_COMPLETED)
+        records = []
+        for future in done:
+            item = flying.pop(future)
+            try:
+                records.append(self.pool.result(future))
+                self.store.add(records[-1:])
+            except Lost as error:
+                waiting[item.key] = item
+                self._count(item, error)
+        return records
+
+    def _count(self, item: Work, error: Lost) -> None:
+        self.deaths[item.key] += 1
+        if self.deaths[item.key] == TRIES:
+            s = item.settings
+            msg = f"a run on {s.task}, {s.model} {s.width} x {s.depth}, lost its process {TRIES} "
+            raise OSError(msg + f"times (out of memory?): {error}") from error
+        self.store.release([item.key])
 
 
-def _cut(path: Path) -> None:
-    """Drop a last line whose writing was interrupted; its run is made again."""
-    if path.exists():
-        whole = path.read_bytes()
-        if not whole.endswith(b"\n"):
-            path.write_bytes(whole[: whole.rfind(b"\n") + 1])
-
-
-def _records(work: list[Work], backend: str, data: str | None, processes: int) -> Iterator[Record]:
-    if processes == 1:
-        yield from (_record(item, backend, data) for item in work)
-        return
-    # Spawned, not forked: frameworks do not survive a fork with threads.
-    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
-        for future in as_completed([pool.submit(_record, item, backend, data) for item in work]):
-            yield future.result()
+def _task(name: str, data: str | None) -> Task:
+    """Return a task, loaded once; one of the user's own again where its file is another."""
+    file = Path(name.rpartition(":")[0]).resolve()
+    return _loaded(name, data, (file, file.stat().st_mtime_ns if file.is_file() else None))
 
 
 @lru_cache
-def _task(name: str, data: str | None) -> Task:
+def _loaded(name: str, data: str | None, _: tuple[Path, int | None]) -> Task:
     return load_task(name, data)
 
 

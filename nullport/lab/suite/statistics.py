@@ -17,10 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from nullport.lab.suite.checks import BASELINE
+from nullport.lab.compare.extras import require
 from nullport.lab.suite.grid import Job
+from nullport.lab.suite.schema import BASELINE
 
 RESAMPLES = 2000
+
+HUGE = 1e100
+"""Stands for infinity, of which there are no means; what is above its root came of it."""
 
 Name = tuple[str, str, str, str]
 """Task, model, optimizer, initialisation."""
@@ -80,18 +84,19 @@ def cells(jobs: Sequence[Job], records: Mapping[str, Mapping[str, Any]], method:
 
 
 def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Return the bootstrap interval of the median.
+    """Return the bootstrap interval of the median, by percentiles.
 
     >>> interval([1.0, 1.0, 1.0])
     (1.0, 1.0)
     """
-    generator = np.random.default_rng(0)
-    drawn = generator.choice(np.asarray(values), (RESAMPLES, len(values)))
-    drawn.sort(axis=1)
-    middle = drawn[:, [(len(values) - 1) // 2, len(values) // 2]]
-    medians = np.sort(middle.mean(axis=1))  # not np.median, to which two infinities are none
-    low, high = (medians[int(p * (RESAMPLES - 1))] for p in ((1 - level) / 2, (1 + level) / 2))
-    return float(low), float(high)
+    if len(values) < 2:
+        return float(values[0]), float(values[0])
+    found = require("scipy.stats").bootstrap(
+        (np.minimum(values, HUGE),), np.median, confidence_level=level,
+        n_resamples=RESAMPLES, method="percentile", rng=0,
+    ).confidence_interval  # fmt: skip
+    low, high = (math.inf if end > math.sqrt(HUGE) else float(end) for end in found)
+    return low, high
 
 
 _Key = tuple[Name, float]

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from nullport.lab.suite.checks import BASELINE
 from nullport.lab.suite.grid import Grid, Job
+from nullport.lab.suite.schema import BASELINE
 from nullport.lab.suite.statistics import interval
 from nullport.lab.suite.tuning import Choice, Records, choices, loss
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from nullport.lab.suite import arms, tuned_parts
-from nullport.lab.suite.checks import BASELINE
 from nullport.lab.suite.grid import Grid
 from nullport.lab.suite.markdown import median_text, percent, table
 from nullport.lab.suite.runner import results
+from nullport.lab.suite.schema import BASELINE
 from nullport.lab.suite.statistics import interval
 from nullport.lab.suite.tuned import AXES, Comparison, comparisons, name_of
 from nullport.lab.suite.tuning import Choice, Records, choices, loss, trials

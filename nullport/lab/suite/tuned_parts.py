@@ -7,9 +7,9 @@ from statistics import median
 from typing import Any
 
 from nullport.lab.suite import barrier, sensitivity
-from nullport.lab.suite.checks import BASELINE
 from nullport.lab.suite.grid import Grid, Job
 from nullport.lab.suite.markdown import percent, table
+from nullport.lab.suite.schema import BASELINE
 from nullport.lab.suite.tuned import Comparison, compared, name_of
 from nullport.lab.suite.tuning import Choice, Records, choices
 
