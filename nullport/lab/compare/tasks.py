@@ -10,11 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from nullport.lab.compare.images import CIFAR10, MNIST, cifar10, digits, mnist, mnist_autoencoder
-from nullport.lab.compare.named import BadTarget, named
 from nullport.lab.compare.sources import Source
 from nullport.lab.compare.tables import ETT, HOUSING, diabetes, ett, housing
 from nullport.lab.compare.task import Task
 from nullport.lab.compare.texts import SHAKESPEARE, WIKITEXT, shakespeare, wikitext
+from nullport.lab.named import BadTarget, known_as, named, registered
 
 
 def load_task(name: str, data: str | Path | None = None) -> Task:
@@ -32,15 +32,17 @@ def load_task(name: str, data: str | Path | None = None) -> Task:
         MissingData: If files of the dataset are missing; the message says how to get them.
         MissingExtra: If the task needs a package that is not installed.
     """
-    if ":" in name:
-        with named(name) as function:
+    own = None if name in TASKS else known_as("task", name)
+    if own is not None:
+        with named(own.target) as function:
             task = function(data)
         if not isinstance(task, Task):
             msg = f"{name}: returned a {type(task).__name__}, expected a nullport.lab.compare.Task"
             raise BadTarget(msg)
         return replace(task, name=name)
     if name not in TASKS:
-        msg = f"invalid task: {name!r}; allowed: {', '.join(TASKS)} or FILE.py:FUNCTION"
+        names = ", ".join([*TASKS, *registered("task")])
+        msg = f"invalid task: {name!r}; allowed: {names} or FILE.py:FUNCTION"
         raise ValueError(msg)
     return TASKS[name](data)
 
