@@ -36,6 +36,8 @@ FILE = "teleporter.pt"
 class TeleportMixin(Base):
     """Adds teleports to a subclass of ``transformers.Trainer``.
 
+    It comes before the trainer::
+
         class MyTrainer(TeleportMixin, Trainer): ...
         MyTrainer(model, args, train_dataset=..., teleport={"every": 50})
 
