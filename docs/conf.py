@@ -20,10 +20,19 @@ SLOW = 30.0
 INCLUDED = {"asv_bench/README.md": "benchmarking.md", "generated/quick.md": "quick.md"}
 
 project, author = "nullport", "The nullport authors"
-release = version = nullport.__version__
+
+
+def _release(number: str, changelog: str) -> str:
+    """Return the version that the pages are of: one with a section of its own in the changelog."""
+    return number if f"## [{number}]" in changelog else f"{number}, not released yet"
+
+
+version = nullport.__version__
+release = _release(version, (HERE.parent / "CHANGELOG.md").read_text("utf-8"))
 project_copyright = author
 
 extensions = [
+    "links",
     "mathml",
     "myst_parser",
     "sphinx.ext.autodoc",
@@ -31,13 +40,14 @@ extensions = [
     "sphinx_gallery.gen_gallery",
 ]
 exclude_patterns = ["_*", "examples", "generated"]
-myst_enable_extensions = ["dollarmath", "deflist"]
+myst_enable_extensions = ["dollarmath", "deflist", "substitution"]
+myst_substitutions = {"release": release}
 myst_heading_anchors = 3
 suppress_warnings = ["config.cache"]  # the gallery's settings hold a class
 
 html_math_renderer = "mathml"
 html_theme = "furo"
-html_title = "nullport"
+html_title = f"nullport {release}"
 html_static_path = ["_static"]
 html_css_files = ["nullport.css"]
 html_show_sphinx = False
@@ -58,12 +68,14 @@ nitpick_ignore_regex = [
     # What public signatures and docstrings name in private modules, or by an alias.
     ("py:.*", r"nullport\w*\.(.*\.)?_.*"),
     ("py:.*", r"nullport\.lab\.(compare|diagnose)\.[a-z]+(\.(Point|Statistic|Teleport))?"),
+    ("py:.*", r"(lightning|transformers|accelerate)(\..*)?"),
     (
         "py:.*",
-        r"(.*\.)?(Array|Cause|Closure|Group|Hold|LossFn|Matrix|MissingExtra|Params|State|Vector|\w*Name|Objective)",
+        r"(.*\.)?(AnyOptimizer|Array|Cause|Clip|Closure|Group|Hold|LossFn|Matrix|MissingExtra|Own|Params|State|Vector|When|\w*Name|Objective)",
     ),
     ("py:class", "The gradient"),  # the beginning of a property's docstring, taken for its type
     ("py:attr", "graph"),
+    ("py:meth", "state_dict"),  # inherited, and so described with nullport.Teleporter only
     ("py:class", r"nullport\.network\.T|contextlib\.AbstractContextManager"),
 ]
 

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -56,49 +57,65 @@ class State(NamedTuple):
     last: Array
 
 
+When: TypeAlias = Callable[[State], Any]
+"""A custom schedule: takes the state before a step and returns whether a teleport is due, a bool or
+a 0-d array of bools. What it may cost is left to it."""
+
+OWN = "own"
+"""What a saved state has in the place of a custom schedule, which cannot be saved."""
+
+
 @dataclass(frozen=True)
 class Rule:
     """Transition of the state of a schedule.
 
     Attributes:
-        every: Fixed number of steps between teleports (then no share is kept to), or None.
+        every: Fixed number of steps between teleports, or a function of the state (then no share
+            is kept to), or None.
         horizon: Training steps the run is expected to take.
     """
 
-    every: int | None = None
+    every: int | When | None = None
     horizon: int = HORIZON
 
     @staticmethod
-    def parse(every: int | str, horizon: int = HORIZON) -> Rule:
-        """Make a rule from the arguments of an adapter.
+    def parse(every: int | str | When, horizon: int = HORIZON) -> Rule:
+        """Make a rule from the arguments of an adapter; a custom schedule is asked once.
 
         Raises:
-            ValueError: If ``every`` is neither ``"auto"`` nor a positive integer, or ``horizon``
-                is no positive integer.
+            ValueError: If ``every`` is neither ``"auto"`` nor a positive integer nor a function
+                that returns a bool, or ``horizon`` is no positive integer.
 
         >>> Rule.parse(50)
         Rule(every=50, horizon=1000)
         """
         require(is_count(horizon), "horizon", horizon, "an integer of at least 1")
+        if callable(every):
+            rule = Rule(every, horizon)
+            rule.due(rule.start(np.float64(0.0)))
+            return rule
         if every == "auto":
             return Rule(horizon=horizon)
-        require(is_count(every), "every", every, "'auto' or an integer of at least 1")
+        words = "'auto' or an integer of at least 1, or a function of the state"
+        require(is_count(every), "every", every, words)
         return Rule(int(every), horizon)
 
     def start(self, zero: Array) -> State:
         """Return the state before the first step, in the namespace and dtype of a 0-d ``zero``."""
-        first = zero + (FIRST if self.every is None else self.every)
+        first = zero + (self.every if isinstance(self.every, int) else FIRST)
         return State(zero, first, first, zero, zero, zero)
 
     def resumed(self, state: State, before: Rule) -> State:
         """Return a state that another rule has left, for this one to go on with."""
-        if self.every is None or self.every == before.every:
+        if not isinstance(self.every, int) or self.every == before.every:
             return state
         interval = 0 * state.step + self.every
         return state._replace(interval=interval, due=min(state.due, state.step + interval))
 
     def due(self, state: State) -> Array:
         """Whether a teleport is due before the present step, 0-d bool."""
+        if callable(self.every):
+            return _asked(self.every, state)
         due = state.step >= state.due
         if self.every is not None:
             return due
@@ -110,7 +127,7 @@ class Rule:
 
     def near(self, state: State, steps: int) -> Array:
         """Whether a teleport is due within so many steps, 0-d bool: batches are worth keeping."""
-        return state.step + steps >= state.due
+        return state.step + steps >= (0 * state.due if callable(self.every) else state.due)
 
     def tick(self, state: State) -> State:
         """Count a training step."""
@@ -147,6 +164,21 @@ class Rule:
         )
 
 
+def _asked(every: When, state: State) -> Array:
+    """Return what a custom schedule says, 0-d bool.
+
+    Raises:
+        ValueError: If it says anything else.
+    """
+    due = every(state)
+    if isinstance(due, bool):
+        return (state.step >= 0) & due
+    if getattr(due, "shape", None) != () or not str(getattr(due, "dtype", "")).endswith("bool"):
+        msg = f"invalid every: the schedule returned {due!r}; allowed: True or False"
+        raise ValueError(msg)
+    return due
+
+
 class Teleporter(ABC):
     """Teleports a network every so often during training.
 
@@ -161,7 +193,7 @@ class Teleporter(ABC):
     def __init__(
         self,
         *,
-        every: int | str | None = None,
+        every: int | str | When | None = None,
         horizon: int | None = None,
         config: TeleportConfig | None = None,
         judged: bool = True,
@@ -171,7 +203,8 @@ class Teleporter(ABC):
         Args:
             every: Training steps between teleports, or ``"auto"``: early ones, fewer when they are
                 refused, and none that, at the cost of the last one, would take teleports beyond
-                3 % of the compute of ``horizon`` steps or more. If None, what a loaded state says,
+                3 % of the compute of ``horizon`` steps or more. Or a function of the schedule's
+                :class:`State` that returns whether one is due. If None, what a loaded state says,
                 else ``"auto"``.
             horizon: Training steps the run is expected to take. If None, what a loaded state says,
                 else 1000.
@@ -193,7 +226,7 @@ class Teleporter(ABC):
         self._declined = False
         self.history: list[TeleportReport] = []
 
-    def _rule_of(self, every: int | str, horizon: int) -> Rule:
+    def _rule_of(self, every: int | str | When, horizon: int) -> Rule:
         """Return the rule, of what was asked for, and else of what is given."""
         return Rule.parse(
             every if self._every is None else self._every,
@@ -344,9 +377,11 @@ class Teleporter(ABC):
         if self.history:
             state, seconds = self._state, sum(report.seconds for report in self.history)
             share = float(state.spent) / max(1.0, float(state.step))
+            own = callable(self._rule.every)
             lines.append(
                 f"  {float(state.spent):.1f} gradients and {seconds:.2f} s so far, {share:.1%} of "
-                f"the compute of {int(state.step)} steps; the next is due at step {int(state.due)}"
+                f"the compute of {int(state.step)} steps"
+                + ("" if own else f"; the next is due at step {int(state.due)}")
             )
         return "\n".join(lines)
 
@@ -358,7 +393,8 @@ class Teleporter(ABC):
         """
         kept = self._resumed or [data for data in map(self._save, self._recent) if data is not None]
         numbers = {key: float(value) for key, value in self._state._asdict().items()}
-        rule = {"every": self._rule.every, "horizon": self._rule.horizon}
+        every = OWN if callable(self._rule.every) else self._rule.every
+        rule = {"every": every, "horizon": self._rule.horizon}
         return {"policy": {**rule, **numbers}, "recent": list(kept)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -376,7 +412,11 @@ class Teleporter(ABC):
         if not isinstance(recent, list | tuple) or len(recent) > KEPT:
             msg = f"invalid recent: {recent!r}; allowed: a list of at most {KEPT} batches"
             raise TypeError(msg)
-        every = "auto" if policy["every"] is None else policy["every"]
+        every = "auto" if policy["every"] in (None, OWN) else policy["every"]
+        known = policy["every"] != OWN or self._every is not None
+        require(
+            known, "every", None, "the custom schedule of the saved run, given again, or another"
+        )
         saved, numbers = Rule.parse(every, policy["horizon"]), {}
         for key in State._fields:
             value = policy[key]

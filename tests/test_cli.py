@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from nullport import TeleportConfig
 from nullport.lab.cli import errors, main, parser
 from nullport.lab.cli.options import add_options, converter, descriptions, given
 from nullport.lab.compare import Results, Settings
-from nullport.lab.compare.named import Named
+from nullport.lab.named import Named
 
 QUICK = [
     *("compare", "--seeds", "1", "--budget", "20", "--width", "16", "--every", "5"),
@@ -216,7 +217,7 @@ class Extended:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ("", "required: COMMAND"),
+        ("--colour", "required: COMMAND"),
         ("teach", "invalid choice: 'teach'"),
         ("compare --colour red", "unrecognized arguments: --colour red"),
         ("compare --task imagenet", "invalid task: 'imagenet'; allowed: digits, diabetes, mnist"),
@@ -340,9 +341,178 @@ def test_inspect_says_what_it_expects(
     assert said.count("\n") == 1
 
 
-def test_errors_of_the_users_own_file_keep_their_traceback(torch: Any, model: str) -> None:
-    with pytest.raises(RuntimeError, match="the user's own error"):
-        main(["inspect", f"{model}:broken"])
+RAISES = 1 + MODEL[: MODEL.index("raise RuntimeError")].count("\n")
+
+USER = {
+    "broken": (f"model.py:{RAISES}: RuntimeError: the user's own error", MODEL),
+    "other": (
+        "model.py:4: ZeroDivisionError",
+        "def helper():\n    1\n\n    1 / 0\n\ndef other(): helper()",
+    ),
+    "syntax": ("model.py:2: SyntaxError: ", "x = 1\ndef syntax(:\n"),
+    "gone": ("model.py:1: ModuleNotFoundError: No module named 'not_there'", "import not_there\n"),
+    "stops": (
+        "model.py:3: exits with no data",
+        "import sys\ndef stops():\n    sys.exit('no data')\n",
+    ),
+    "asks": (
+        "model.py:asks: missing a required argument: 'size' in (size); allowed",
+        "def asks(size): 1",
+    ),
+    "long": (
+        "model.py:2: ValueError: one two",
+        "def long():\n    raise ValueError('one\\n  two\\n')",
+    ),
+}
+
+
+@pytest.mark.parametrize("command", ["inspect", "diagnose"])
+@pytest.mark.parametrize("name", list(USER))
+def test_errors_of_the_users_own_file_are_one_line_with_their_place(
+    torch: Any, capsys: pytest.CaptureFixture[str], model: str, name: str, command: str
+) -> None:
+    message, text = USER[name]
+    Path(model).write_text(text)
+    said = failure(capsys, command, f"{model}:{name}")
+    assert message in said
+    assert said.count("\n") == 1
+
+
+def test_errors_of_a_neighbour_have_its_place(
+    torch: Any, capsys: pytest.CaptureFixture[str], model: str
+) -> None:
+    Path(model).with_name("beside.py").write_text("def fails():\n    raise KeyError('lost')\n")
+    Path(model).write_text("import beside\n\ndef make():\n    beside.fails()\n")
+    assert "beside.py:2: KeyError: 'lost'" in failure(capsys, "inspect", f"{model}:make")
+
+
+def test_errors_of_a_module_have_their_place(
+    torch: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own_module_of_this_test.py").write_text("def make(): return 1\n\n1 / 0\n")
+    said = failure(capsys, "inspect", "own_module_of_this_test:make")
+    assert "own_module_of_this_test.py:3: ZeroDivisionError: division by zero" in said
+
+
+def test_errors_of_another_process_have_their_place(
+    torch: Any, capsys: pytest.CaptureFixture[str], model: str
+) -> None:
+    """Their traceback comes as text."""
+    assert main(["inspect", f"{model}:number"]) == 2  # from now on the file is known
+    capsys.readouterr()
+    error, remote = errors.UsageError("own on digits: KeyError"), RuntimeError()
+    lines = [(torch.__file__, 3), (model, 7), ("/elsewhere.py", 9)]
+    remote.tb = "".join(f'  File "{file}", line {n}, in f\n' for file, n in lines)  # type: ignore[attr-defined]
+    error.__cause__ = remote
+    told = errors.told(error)
+    assert told is not None
+    assert told.endswith("model.py:7: own on digits: KeyError")
+
+
+def test_a_closure_that_fails_has_its_place(
+    torch: Any, capsys: pytest.CaptureFixture[str], model: str
+) -> None:
+    text = f"{MODEL}\ndef wrong():\n    net = make()[0]\n"
+    text += "    return net, lambda: net(torch.ones(2, 3)).sum()\n"
+    Path(model).write_text(text)
+    said = failure(capsys, "inspect", f"{model}:wrong")
+    assert f"model.py:{text.count(chr(10))}: RuntimeError: mat1 and mat2" in said
+
+
+def test_the_traceback_is_shown_when_asked(
+    torch: Any, capsys: pytest.CaptureFixture[str], model: str
+) -> None:
+    assert main(["inspect", f"{model}:broken", "--traceback"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("Traceback")
+    assert said.rstrip().endswith(f"model.py:{RAISES}: RuntimeError: the user's own error")
+
+
+def test_errors_of_nullports_own_are_raised(
+    torch: Any, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nullport.lab.cli.inspect.table", raising(AssertionError("a fault")))
+    with pytest.raises(AssertionError, match="a fault"):
+        main(["inspect", f"{model}:make"])
+
+
+def test_what_the_user_prints_is_not_in_the_json(
+    torch: Any, capsys: pytest.CaptureFixture[str], model: str
+) -> None:
+    Path(model).write_text(MODEL + "\ndef talks():\n    print('loading')\n    return make()\n")
+    for command in ("inspect", "diagnose"):
+        assert main([command, f"{model}:talks", "--json"]) == 0
+        captured = capsys.readouterr()
+        assert json.loads(captured.out)
+        assert "loading" in captured.err
+
+
+def test_bare_shows_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("usage: nullport")
+    for words in ("compare", "suite", "inspect", "diagnose", "doctor", "exit codes"):
+        assert words in out
+
+
+def test_compare_and_doctor_print_json(
+    torch: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*QUICK, "--json", "--out", str(tmp_path)]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record.pop("files") == [
+        str(tmp_path / f"nullport-compare.{end}") for end in ("png", "json")
+    ]
+    assert record.pop("advice") == ""
+    assert record == json.loads((tmp_path / "nullport-compare.json").read_text())
+    assert main(["doctor", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["versions"]["nullport"] == nullport.__version__
+    assert record["backends"]["torch"]["devices"][0] == "cpu"
+
+
+@pytest.mark.parametrize("name", ["nullport-compare.json", "nullport-compare.png"])
+def test_compare_checks_its_files_before_the_runs(
+    torch: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("nullport.lab.cli.compare.load_task", raising(AssertionError("begun")))
+    (tmp_path / name).mkdir()
+    said = failure(capsys, *QUICK, "--out", str(tmp_path))
+    assert f"{name}' (is a folder); allowed: a file that can be written" in said
+    assert said.count("\n") == 1
+
+
+def test_a_disk_that_is_full_is_one_line(
+    torch: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full")
+    (tmp_path / "nullport-compare.json").symlink_to("/dev/full")
+    said = failure(capsys, *QUICK, "--quiet", "--out", str(tmp_path))
+    assert said.count("\n") == 1
+    assert "nullport-compare.json: No space left on device" in said
+
+
+def test_output_without_unicode_or_colour_is_fit_for_pipes(torch: Any, model: str) -> None:
+    command = [sys.executable, "-m", "nullport", "diagnose", f"{model}:make"]
+    env = os.environ | {"PYTHONIOENCODING": "ascii", "NO_COLOR": "1"}
+    done = subprocess.run(command, env=env, capture_output=True, check=True)
+    assert done.stderr == b""
+    assert b"\x1b" not in done.stdout
+    assert max(map(len, done.stdout.decode("ascii").splitlines())) <= 85  # escapes are longer
+    assert b"training" in done.stdout
+
+
+def test_a_reader_that_goes_away_is_no_error(torch: Any, model: str) -> None:
+    command = [sys.executable, "-m", "nullport", "inspect", f"{model}:make", "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    assert process.wait() == 141
 
 
 def test_doctor_shows_versions_and_backends(torch: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -383,7 +553,7 @@ def test_compare_says_what_to_install_for_a_backend(
 
 
 def raising(error: Exception) -> Any:
-    def load(name: str) -> None:
+    def load(*_: object) -> None:
         raise error
 
     return load

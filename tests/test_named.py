@@ -15,8 +15,8 @@ import pytest
 from nullport import TeleportConfig
 from nullport.lab.cli import main
 from nullport.lab.compare import Results, Settings, Task, check, load_task
-from nullport.lab.compare.named import BadTarget, Named, named
 from nullport.lab.compare.teleports import as_text, check_functions, from_text
+from nullport.lab.named import BadTarget, Named, named
 from nullport.lab.suite import exchange, sensitivity
 from nullport.lab.suite.grid import Grid
 

@@ -158,7 +158,7 @@ def test_patterns_of_sensitivity_fit_its_cells(name: str) -> None:
         (["--preset", "quick", "--backend", "tf"], "unknown backend 'tf'; available: "),
         (
             ["--preset", "quick", "--report", "no/where.md"],
-            "invalid report: 'no/where.md'; allowed",
+            "invalid report: 'no/where.md' (no folder",
         ),
         (["nowhere.toml"], "nowhere.toml"),
     ],

@@ -87,6 +87,8 @@ def test_what_the_tables_say(tmp_path: Path) -> None:
     assert mine[2] == mine[4] == mine[5] == "-50.0 % [-50.0 %, -50.0 %]"
     assert mine[6:] == ["2 / 0", "2.0 / 1.0", "10.0 %", "+0.0 %"]
     assert row(methods, "paper")[6] == "0 / 2"
+    words = "ends 50.0 % lower in the median of 2 cells: better in 2, worse in none, even in none."
+    assert f"- **nullport** {words}\n" in methods
     matrix = section(page, "By task and optimizer")
     assert row(matrix, "digits, mlp")[1:] == ["cosine", "**-50.0 % [-50.0 %, -50.0 %]**"]
     drift = section(page, "Other samples' loss in a teleport")

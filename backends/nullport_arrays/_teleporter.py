@@ -27,7 +27,7 @@ class Teleporter(nullport.Teleporter, Generic[Graph]):
         self,
         make: Callable[[Any, Any, Any], Graph],
         *,
-        every: int | str | None = None,
+        every: int | str | Callable[..., Any] | None = None,
         horizon: int | None = None,
         config: TeleportConfig | None = None,
     ) -> None:
@@ -37,7 +37,8 @@ class Teleporter(nullport.Teleporter, Generic[Graph]):
             make: ``make(batch, guard, others)`` returns the network at its present weights, by one
                 of the ``from_`` functions; guard and others are None where there are none.
             every: Training steps between teleports, or ``"auto"``: early ones, fewer when they are
-                refused, and never more than a small share of the compute.
+                refused, and never more than a small share of the compute. Or a function of the
+                schedule's state that returns whether one is due.
             horizon: Training steps the run is expected to take.
             config: Settings of each teleport; the defaults if None.
 

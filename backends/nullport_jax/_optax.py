@@ -41,7 +41,7 @@ def teleporting(
     tx: optax.GradientTransformation,
     loss_fn: Callable[..., Any],
     *,
-    every: int | str = "auto",
+    every: int | str | Callable[..., Any] = "auto",
     horizon: int = 1000,
     config: TeleportConfig | None = None,
     example: tuple[Any, ...] | None = None,
@@ -58,7 +58,8 @@ def teleporting(
         tx: The transformation that trains.
         loss_fn: ``loss_fn(params, *batch)`` returns the loss.
         every: Training steps between teleports, or ``"auto"``: early ones, fewer when they are
-            refused, and never more than a small share of the compute.
+            refused, and never more than a small share of the compute. Or a function of the
+            schedule's state that returns whether one is due, traced.
         horizon: Training steps the run is expected to take.
         config: Settings of each teleport; the defaults if None.
         example: A batch, of which only shapes and dtypes are used. With it the two batches before

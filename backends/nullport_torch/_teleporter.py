@@ -53,7 +53,7 @@ class Teleporter(nullport.Teleporter):
         model: nn.Module,
         optimizer: AnyOptimizer | None = None,
         *,
-        every: int | str | None = None,
+        every: int | str | Callable[..., Any] | None = None,
         horizon: int | None = None,
         clip: Clip | None = None,
         frozen: Iterable[object] = (),
@@ -68,8 +68,9 @@ class Teleporter(nullport.Teleporter):
                 one nothing is known of the next step, and moves are judged by the loss alone.
             every: Training steps between teleports, or ``"auto"``: early ones, fewer when they are
                 refused, and none that, at the cost of the last one, would take teleports beyond
-                3 % of the compute of ``horizon`` steps or more. If None, what a loaded state says,
-                else ``"auto"``.
+                3 % of the compute of ``horizon`` steps or more. Or a function of the schedule's
+                state that returns whether one is due. If None, what a loaded state says, else
+                ``"auto"``.
             horizon: Training steps the run is expected to take. If None, what a loaded state says,
                 else 1000.
             clip: How training clips gradients, as for :func:`teleport`.

@@ -10,6 +10,7 @@ Train a network on handwritten digits twice, with and without teleports, on the 
 # one, and stays as it is.
 
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
@@ -91,8 +92,14 @@ print(teleporter.last)
 # The result: training loss on all images against the compute spent, teleports included.
 
 figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-axes.plot(*zip(*plain, strict=True), color="0.4", label="without teleports")
-axes.plot(*zip(*teleported, strict=True), color="tab:orange", label="with teleports")
+axes.plot(*zip(*plain, strict=True), color="0.3", label="without teleports")
+axes.plot(*zip(*teleported, strict=True), color="#d55e00", label="with teleports")
+spent, losses = zip(*teleported, strict=True)
+steps = range(1, 10 * len(spent), 10)
+for kept, shape, label in ((True, "^", "teleport, kept"), (False, "x", "teleport, refused")):
+    at = [report.step for report in teleporter.history if report.accepted == kept]
+    place = np.interp(at, steps, spent), np.interp(at, steps, losses)
+    axes.plot(*place, shape, color="#d55e00", label=label)
 axes.set(xlabel="compute spent, in gradients of a batch", ylabel="training loss, all digits")
 axes.legend()
 axes.grid(alpha=0.3)

@@ -94,8 +94,8 @@ print(
 # Training loss on all images against the compute spent, teleports included:
 
 figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-axes.plot(*zip(*plain, strict=True), color="0.4", label="without teleports")
-axes.plot(*zip(*teleported, strict=True), color="tab:orange", label="with teleports")
+axes.plot(*zip(*plain, strict=True), color="0.3", label="without teleports")
+axes.plot(*zip(*teleported, strict=True), color="#d55e00", label="with teleports")
 axes.set(xlabel="compute spent, in gradients of a batch", ylabel="training loss, all digits")
 axes.legend()
 axes.grid(alpha=0.3)

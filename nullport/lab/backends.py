@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+from nullport.lab.imports import imported
 from nullport.network import LayerGraph
 
 GROUP = "nullport.backends"
@@ -58,13 +59,15 @@ def available_backends() -> list[str]:
 
 
 def load_backend(name: str) -> Backend:
-    """Import the adapter registered under ``name``.
+    """Import the adapter registered under ``name``, or the one that ``FILE.py:NAME`` names.
 
     Raises:
         ValueError: If the name is unknown, or claimed by more than one package.
         TypeError: If what is registered is not a ``Backend``.
         ImportError: If the framework is not installed.
     """
+    if ":" in name:
+        return _backend(imported(name), name)
     claims = _claims()
     if name not in claims:
         msg = f"unknown backend {name!r}; available: {', '.join(sorted(claims)) or 'none'}"
@@ -73,11 +76,14 @@ def load_backend(name: str) -> Backend:
     if len(values) > 1:
         msg = f"backend {name!r} is claimed by more than one package: {', '.join(values)}"
         raise ValueError(msg)
-    backend = claims[name][0].load()
-    if not isinstance(backend, Backend):
-        msg = f"backend {name!r} ({values[0]}) is a {type(backend).__name__}, not a Backend"
+    return _backend(claims[name][0].load(), f"{name!r} ({values[0]})")
+
+
+def _backend(found: object, name: str) -> Backend:
+    if not isinstance(found, Backend):
+        msg = f"backend {name} is a {type(found).__name__}, not a Backend"
         raise TypeError(msg)
-    return backend
+    return found
 
 
 def known_methods() -> set[str] | None:

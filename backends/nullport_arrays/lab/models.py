@@ -12,6 +12,8 @@ from math import prod
 from typing import cast
 
 from nullport.lab.compare import Settings, Task
+from nullport.lab.compare.task import builder
+from nullport.lab.named import BadTarget
 from nullport_arrays.layers import (
     GELU,
     Attention,
@@ -50,13 +52,17 @@ def build(task: Task, settings: Settings) -> Layer:
     """Return the network of the task's own, else the one that the settings name for its shapes.
 
     Raises:
-        TypeError: If the task's own is no layer.
+        BadTarget: If a network of the user's is no layer.
     """
-    if task.build is not None:
-        own: Layer = task.build(settings)
-        check_layer(f"what build of {task.name} returned", own)
+    if (make := builder(task, settings)) is not None:
+        own: Layer = make(settings)
+        try:
+            check_layer(f"what build of {task.name} returned", own)
+        except TypeError as error:
+            raise BadTarget(str(error)) from error
         return own
-    return {"mlp": mlp, "cnn": cnn, "transformer": transformer}[settings.model](task, settings)
+    kinds = {"mlp": mlp, "cnn": cnn, "transformer": transformer}
+    return kinds[str(settings.model)](task, settings)
 
 
 def mlp(task: Task, settings: Settings) -> Layer:

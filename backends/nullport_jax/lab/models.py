@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from nullport.lab.compare import Settings, Task
+from nullport.lab.compare.task import builder
+from nullport.lab.named import BadTarget
 
 Params = Any
 Apply = Callable[[Params, jax.Array], jax.Array]
@@ -61,16 +63,16 @@ def build(task: Task, settings: Settings, seed: int) -> tuple[Params, Apply]:
     """Return the parameters of a network, and the network: the task's own, or the settings'.
 
     Raises:
-        TypeError: If the task's own is no pair of functions.
+        BadTarget: If a network of the user's is no pair of functions.
     """
-    if task.build is not None:
-        own = task.build(settings)
+    if (builds := builder(task, settings)) is not None:
+        own = builds(settings)
         if not (isinstance(own, tuple) and len(own) == 2 and all(map(callable, own))):
             msg = f"{task.name}: build returned a {type(own).__name__}; allowed: (init, apply), "
             msg += "functions of a key, and of parameters and inputs"
-            raise TypeError(msg)
+            raise BadTarget(msg)
         return own[0](jax.random.key(seed)), own[1]
-    make = {"mlp": mlp, "cnn": cnn, "transformer": transformer}[settings.model]
+    make = {"mlp": mlp, "cnn": cnn, "transformer": transformer}[str(settings.model)]
     return make(task, settings, Maker(seed, settings.init))
 
 

@@ -33,6 +33,8 @@ else:
 class TeleportMixin(Base):
     """Adds teleports to a subclass of ``transformers.Trainer``.
 
+    It comes before the trainer::
+
         class MyTrainer(TeleportMixin, Trainer): ...
         MyTrainer(model, args, train_dataset=..., teleport={"every": 50})
 

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from nullport.lab.compare import Settings, Task
 from nullport.lab.compare.synthetic import SCALE
+from nullport.lab.compare.task import builder
+from nullport.lab.named import BadTarget
 from nullport_torch.lab.inits import initialise
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -39,15 +41,15 @@ def build(task: Task, settings: Settings) -> nn.Module:
     """Make the network of the task's own, else the one that the settings name for its shapes.
 
     Raises:
-        TypeError: If the task's own is no module.
+        BadTarget: If a network of the user's is no module.
     """
-    if task.build is not None:
-        own = task.build(settings)
+    if (make := builder(task, settings)) is not None:
+        own = make(settings)
         if not isinstance(own, nn.Module):
             msg = f"{task.name}: build returned a {type(own).__name__}; allowed: a torch.nn.Module"
-            raise TypeError(msg)
+            raise BadTarget(msg)
         return own
-    model = MODELS[settings.model](task, settings)
+    model = MODELS[str(settings.model)](task, settings)
     initialise(model, task, settings)
     return model
 

@@ -7,16 +7,16 @@ help more than a teleport.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from nullport.lab.cli.errors import UsageError, backend_or_error
+from nullport.lab.cli.paths import writable
 from nullport.lab.cli.target import add_target, called
 from nullport.lab.compare.extras import require
 from nullport.lab.compare.results import plain
 from nullport.lab.diagnose import Diagnosis, Scale, advice, diagnose, verdict
+from nullport.lab.progress import stages
 
 COLUMNS: dict[str, Callable[[Scale], str]] = {
     "weight": lambda one: one.name,
@@ -42,8 +42,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Diagnose what the user's function returns, and print it.
+def run(arguments: argparse.Namespace) -> Any:
+    """Diagnose what the user's function returns, and print it, or return it for JSON.
 
     Raises:
         UsageError: If the file or function is missing, returns something that is no network, the
@@ -52,21 +52,33 @@ def run(arguments: argparse.Namespace) -> None:
     """
     from nullport.lab.diagnose.picture import draw
 
+    if not arguments.json:
+        require("rich.console")  # before the work, not after it
+    if arguments.picture:
+        require("matplotlib.figure")
+        writable(arguments.picture, "picture", (".png",))
+    with stages(3) as begin:
+        found = _found(arguments, begin)
+    if arguments.picture:
+        draw(found, arguments.picture)
+    if arguments.json:
+        return as_dict(found)
+    console = require("rich.console").Console()
+    console.print(table(found))
+    console.print(f"{verdict(found)}\n{advice(found)}", highlight=False, markup=False)
+    return None
+
+
+def _found(arguments: argparse.Namespace, begin: Callable[[str], None]) -> Diagnosis:
+    begin(f"loading {arguments.backend}")
     backend = backend_or_error(arguments.backend)
     if backend.graph is None:
         msg = f"invalid backend: {backend.name!r}; allowed: one that makes graphs"
         raise UsageError(msg)
-    _check_picture(arguments.picture)
+    begin(f"calling {arguments.target}")
     with called(arguments.target) as returned:
-        found = diagnose(backend.graph(returned))
-    if arguments.json:
-        print(json.dumps(as_dict(found), indent=1, allow_nan=False))
-    else:
-        console = require("rich.console").Console()
-        console.print(table(found))
-        console.print(f"{verdict(found)}\n{advice(found)}", highlight=False)
-    if arguments.picture:
-        draw(found, arguments.picture)
+        begin("measuring a gradient")
+        return diagnose(backend.graph(returned))
 
 
 def as_dict(found: Diagnosis) -> dict[str, Any]:
@@ -84,22 +96,9 @@ def table(found: Diagnosis) -> Any:
     sheet = require("rich.table").Table(caption=CAPTION)
     for heading in COLUMNS:
         left = heading == "weight"
-        sheet.add_column(heading, justify="left" if left else "right", overflow="fold")
+        sheet.add_column(
+            heading, justify="left" if left else "right", no_wrap=not left, overflow="fold"
+        )
     for one in found.maps:
         sheet.add_row(*(cell(one) for cell in COLUMNS.values()))
     return sheet
-
-
-def _check_picture(name: str | None) -> None:
-    """Check, before the work, that the picture can be written.
-
-    Raises:
-        UsageError: If it is not a PNG file in a folder that exists.
-    """
-    if name is None:
-        return
-    require("matplotlib.figure")
-    path = Path(name)
-    if path.suffix != ".png" or not path.absolute().parent.is_dir() or path.is_dir():
-        msg = f"invalid picture: {name!r}; allowed: FILE.png in an existing folder"
-        raise UsageError(msg)

@@ -14,7 +14,7 @@ from dataclasses import MISSING, Field, fields
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from nullport.lab.compare.named import BadTarget, Named
+from nullport.lab.named import GROUPS, BadTarget, Named, known_as, registered
 
 FUNCTION = "FILE.py:FUNCTION"
 """How a function is given."""
@@ -53,7 +53,7 @@ def add_options(
             dest=name,
             default=argparse.SUPPRESS,
             help=text.replace("%", "%%"),
-            **_reading(hints[field.name]),
+            **_reading(hints[field.name], field.name),
         )
 
 
@@ -70,8 +70,12 @@ def descriptions(record: type) -> dict[str, str]:
     return {name: " ".join(text.split()).replace("``", "") for name, text in entries}
 
 
-def converter(hint: Any) -> tuple[Callable[[str], Any], str]:
+def converter(hint: Any, setting: str = "") -> tuple[Callable[[str], Any], str]:
     """Return a function that reads a text as the hint says, and the allowed values in words.
+
+    Args:
+        hint: The type.
+        setting: Its name, under which packages may have registered functions.
 
     >>> from typing import Literal
     >>> read, allowed = converter(Literal["auto"] | float)
@@ -81,9 +85,10 @@ def converter(hint: Any) -> tuple[Callable[[str], Any], str]:
     members = _members(hint)
     words = {str(m).lower() if m is None else str(m): m for m in members if not isinstance(m, type)}
     numbers = [kind for kind in NUMBERS if kind in members]
-    named = [FUNCTION] if Named in members else []
-    others = [*(NUMBERS[kind] for kind in numbers), *named]
-    allowed = ", ".join([*map(repr, words), *others]) or "a text"
+    named = [*(registered(setting) if setting in GROUPS else []), FUNCTION]
+    named = named if Named in members else []
+    others = [*(NUMBERS[kind] for kind in numbers), *(["a text"] if str in members else []), *named]
+    allowed = ", ".join([*map(repr, words), *others])
 
     def read(text: str) -> Any:
         if text in words:
@@ -93,7 +98,8 @@ def converter(hint: Any) -> tuple[Callable[[str], Any], str]:
                 return kind(text)
         if named:
             with contextlib.suppress(BadTarget):
-                return Named(text)
+                if (own := known_as(setting, text)) is not None:
+                    return own
         if str in members:
             return text
         msg = f"invalid value: {text!r}; allowed: {allowed}"
@@ -122,14 +128,14 @@ def _is_callable(hint: Any) -> bool:
     return get_origin(hint) is get_origin(Callable[[], None])
 
 
-def _reading(hint: Any) -> dict[str, Any]:
+def _reading(hint: Any, setting: str = "") -> dict[str, Any]:
     """Return the arguments of ``add_argument`` that depend on the type."""
     if hint is bool:
         return {"action": argparse.BooleanOptionalAction}
     if get_origin(hint) is tuple:
         read, _ = converter(get_args(hint)[0])
         return {"type": read, "nargs": "*", "metavar": "VALUE"}
-    read, allowed = converter(hint)
+    read, allowed = converter(hint, setting)
     names = allowed.replace("an integer", "INT").replace("a number", "NUMBER")
     return {
         "type": read,

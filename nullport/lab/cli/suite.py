@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from nullport.lab.backends import Backend, known_methods
 from nullport.lab.cli.errors import UsageError, backend_or_error
+from nullport.lab.cli.paths import writable
 from nullport.lab.compare import MissingData
 from nullport.lab.compare.extras import require
 
@@ -150,9 +151,9 @@ def _checked(arguments: argparse.Namespace) -> Backend:
     if arguments.processes < 1:
         msg = f"invalid processes: {arguments.processes}; allowed: an integer of at least 1"
         raise UsageError(msg)
-    if arguments.report and not Path(arguments.report).absolute().parent.is_dir():
-        msg = f"invalid report: {arguments.report!r}; allowed: a file in an existing folder"
-        raise UsageError(msg)
+    for name in ("report", "out"):
+        if getattr(arguments, name):
+            writable(getattr(arguments, name), name)
     return backend
 
 

@@ -3,7 +3,7 @@
 The parts, in reading order, none of which knows a framework:
 
 - :mod:`nullport.lab.compare.settings`: what is compared (:class:`Settings`).
-- :mod:`nullport.lab.compare.teleports` and :mod:`nullport.lab.compare.named`: settings of
+- :mod:`nullport.lab.compare.teleports` and :mod:`nullport.lab.named`: settings of
   teleports as text, and functions of yours among them.
 - :mod:`nullport.lab.compare.task` and :mod:`nullport.lab.compare.tasks`: the data (:class:`Task`),
   and how to get it (:func:`load_task`).

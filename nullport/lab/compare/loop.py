@@ -10,10 +10,11 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import islice
 
+from nullport import Rule
 from nullport.lab.backends import Backend
 from nullport.lab.compare.results import Results
 from nullport.lab.compare.settings import NONE, NULLPORT, Settings
-from nullport.lab.compare.task import Task
+from nullport.lab.compare.task import Task, builder
 from nullport.lab.compare.teleports import check_functions
 from nullport.lab.compare.trainer import Trainer
 from nullport.lab.compare.training import Progress, Training, batches
@@ -71,16 +72,14 @@ def check(settings: Settings, task: Task, backend: Backend) -> None:
     if backend.trainer is None:
         msg = f"invalid backend: {backend.name!r}; allowed: one with a training loop"
         raise ValueError(msg)
-    known = (NULLPORT, NONE, *backend.methods)
-    if settings.method not in known:
-        msg = f"invalid method for {backend.name}: {settings.method!r}; allowed: "
-        raise ValueError(msg + ", ".join(map(repr, known)))
-    if task.build is None and task.form not in _FITS[settings.model]:
+    _check_method(settings, backend)
+    built_in = builder(task, settings) is None
+    if built_in and task.form not in _FITS[str(settings.model)]:
         allowed = ", ".join(repr(model) for model, forms in _FITS.items() if task.form in forms)
         msg = f"invalid model for {task.name}: {settings.model!r}; allowed: {allowed}"
         raise ValueError(msg)
     for name, values in backend.only.items():
-        if (value := getattr(settings, name)) not in values and task.build is None:
+        if (value := getattr(settings, name)) not in values and built_in:
             msg = f"invalid {name} for {backend.name}: {value!r}; allowed: "
             raise ValueError(msg + ", ".join(map(repr, values)))
     if settings.batch > len(task.inputs):
@@ -92,7 +91,18 @@ def check(settings: Settings, task: Task, backend: Backend) -> None:
     if settings.device not in (devices := backend.devices()):
         msg = f"invalid device: {settings.device!r}; allowed: {', '.join(map(repr, devices))}"
         raise ValueError(msg)
+    check_functions(settings)
     check_functions(settings.teleport)
+    Rule.parse(settings.every, settings.budget)
+
+
+def _check_method(settings: Settings, backend: Backend) -> None:
+    known = (NULLPORT, NONE, *backend.methods)
+    if settings.method in known or (callable(settings.method) and backend.methods):
+        return
+    own = ", FILE.py:FUNCTION" if backend.methods else ""
+    msg = f"invalid method for {backend.name}: {settings.method!r}; allowed: "
+    raise ValueError(msg + ", ".join(map(repr, known)) + own)
 
 
 def _warm_up(trainer: Trainer, task: Task, settings: Settings) -> None:

@@ -13,7 +13,7 @@ from nullport.lab.backends import Backend
 from nullport.lab.compare.loop import check
 from nullport.lab.compare.records import Run
 from nullport.lab.compare.settings import InitName, Settings
-from nullport.lab.compare.task import Task
+from nullport.lab.compare.task import Task, builder
 from nullport.lab.compare.training import Progress, Training
 
 FACTORS = (1 / 3, 3.0, 10.0)
@@ -39,7 +39,7 @@ def neighbours(settings: Settings, task: Task, backend: Backend) -> dict[str, Se
     found = {f"lr {rate:.3g}": replace(settings, lr=rate) for rate in rates}
     better = BETTER[settings.activation]
     known = better in backend.only.get("init", (better,))
-    if task.build is None and known and settings.init != better:
+    if builder(task, settings) is None and known and settings.init != better:
         found[f"init {better}"] = replace(settings, init=better)
     return found
 

@@ -2,62 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import cycle
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nullport.lab.compare.extras import require
+from nullport.lab import figures, output
+from nullport.lab.compare.loop import ARMS
 from nullport.lab.compare.records import Run
 from nullport.lab.compare.results import Results
 from nullport.lab.compare.task import Array
-from nullport.lab.output import save
-
-COLOURS = {"baseline": "0.35", "teleport": "tab:orange"}
-OTHERS = ("tab:blue", "tab:green", "tab:purple", "tab:red")
-"""Colours of neighbours, in their order."""
+from nullport.lab.compare.teleports import as_text
 
 AXES = {"spent": "compute spent, in gradients of a batch", "seconds": "seconds"}
+
+NAMES = {"baseline": "without teleports", "teleport": "with teleports"}
 
 
 def plot(results: Results, path: str | Path) -> None:
     """Draw both panels, per arm the mean over seeds within the range over seeds, into a PNG file.
 
-    Neighbours of the comparison are broken lines.
+    Neighbours of the comparison are broken lines. Teleports are marked on the curve, refused ones
+    too.
 
     Raises:
         MissingExtra: If matplotlib is not installed.
+        OSError: If the file cannot be written.
     """
-    # A figure of its own: pyplot would keep it, and choose a backend for the whole process.
-    figure = require("matplotlib.figure").Figure(figsize=(10, 4), layout="constrained", dpi=120)
+    figure = figures.new(10, 5)
     panels = figure.subplots(1, 2, sharey=True)
+    others = [arm for arm in results.arms() if arm not in ARMS]
+    styles = {
+        ARMS[0]: figures.Style(figures.GREY, "-", "o"),
+        ARMS[1]: figures.Style(figures.RED, "-", "o"),
+        **figures.styles(others, first=1),
+    }
     for axes, (axis, label) in zip(panels, AXES.items(), strict=True):
-        others = (arm for arm in results.arms() if arm not in COLOURS)
-        colours = {**COLOURS, **dict(zip(others, cycle(OTHERS), strict=False))}
         for arm in results.arms():
-            _draw(axes, arm, results.of(arm), axis, colours[arm])
+            _draw(axes, arm, results.of(arm), axis, styles[arm])
         axes.set_xlabel(label)
+        axes.set_xlim(left=0)
         axes.grid(alpha=0.3)
-    if all(point.loss > 0 for run in results.runs for point in run.curve):
-        panels[0].set_yscale("log")
+    figures.log_where_wide(panels[0])
     panels[0].set_ylabel("training loss")
-    panels[0].legend()
-    settings = results.settings
-    figure.suptitle(
-        f"{settings.task}, {settings.model}, {settings.optimizer} {settings.lr:g}, "
-        f"{settings.seeds} seed{'s' * (settings.seeds > 1)}"
+    settings, seeds = results.settings, results.settings.seeds
+    says = f"line: mean of {seeds} seeds; band: lowest to highest of them"
+    figures.legend(figure, panels, says if seeds > 1 else "one seed")
+    figures.title(
+        figure,
+        f"{settings.task}, {as_text(settings.model)}, {settings.optimizer} {settings.lr:g}, "
+        f"{seeds} seed{'s' * (seeds > 1)}",
     )
-    save(figure, path)
+    output.save(figure, path)
 
 
-def _draw(axes: Any, arm: str, runs: Sequence[Run], axis: str, colour: str) -> None:
+def _draw(axes: Any, arm: str, runs: Sequence[Run], axis: str, style: figures.Style) -> None:
     grid, losses = curves(runs, axis)
-    label = "with teleports" if arm == "teleport" else arm
-    style = "-" if arm in COLOURS else "--"
-    axes.plot(grid, losses.mean(axis=0), style, color=colour, label=label)
+    colour, middle = style.colour, losses.mean(axis=0)
+    width = 2.0 if arm in ARMS else 1.3
+    axes.plot(grid, middle, ls=style.dash, lw=width, color=colour, label=NAMES.get(arm, arm))
     axes.fill_between(grid, losses.min(axis=0), losses.max(axis=0), color=colour, alpha=0.2, lw=0)
+    figures.mark(axes, _teleports(runs, grid, middle), colour)
+
+
+def _teleports(
+    runs: Sequence[Run], grid: Array, losses: Array
+) -> Iterator[tuple[float, float, bool]]:
+    """Yield where teleports are on the mean curve, and whether they were kept."""
+    ends = min(run.curve[-1].spent for run in runs)
+    places = np.linspace(0, ends, len(grid))
+    for run in runs:
+        for teleport in run.teleports:
+            if teleport.spent <= ends:
+                x, y = (float(np.interp(teleport.spent, places, a)) for a in (grid, losses))
+                yield x, y, bool(teleport.report["accepted"])
 
 
 def curves(runs: Sequence[Run], axis: str, points: int = 200) -> tuple[Array, Array]:

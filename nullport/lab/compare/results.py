@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 from nullport.lab.compare.records import Point, Run, Teleport
 from nullport.lab.compare.settings import Settings
-from nullport.lab.compare.teleports import as_text, from_text
+from nullport.lab.compare.teleports import from_text, record_of
 
 
 class Statistic(NamedTuple):
@@ -90,10 +90,8 @@ class Results:
             }
             for run in self.runs
         ]
-        settings = {f.name: getattr(self.settings, f.name) for f in fields(self.settings)}
-        settings["teleport"] = as_text(self.settings.teleport)
         record: dict[str, Any] = {
-            "settings": settings,
+            "settings": record_of(self.settings),
             "versions": dict(self.versions),
             "summary": summary,
             "runs": runs,

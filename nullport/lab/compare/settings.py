@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from nullport import TeleportConfig
+from nullport import Rule, TeleportConfig
+from nullport.lab.named import known_as
 
 ModelName = Literal["mlp", "cnn", "vgg", "autoencoder", "transformer", "lstm", "pinn"]
 OptimizerName = Literal["sgd", "momentum", "adagrad", "adam", "adamw"]
@@ -16,6 +17,9 @@ InitName = Literal["default", "he", "xavier", "orthogonal", "lsuv"]
 ActivationName = Literal["relu", "gelu", "leaky_relu", "tanh", "sigmoid"]
 NormName = Literal["pre", "post"]
 JudgeName = Literal["another", "same", "several"]
+
+Own = Callable[..., Any]
+"""A function of the user's."""
 
 NULLPORT = "nullport"
 """The method that is nullport's own."""
@@ -52,6 +56,13 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 """Size of each model where none is given, and what it cannot do without: curved activations."""
 
+FUNCTIONS: dict[str, tuple[str, ...]] = {
+    "model": get_args(ModelName),
+    "every": ("auto",),
+    "method": (NULLPORT, NONE),
+}
+"""Fields that may be functions, with the words that never name one."""
+
 _CHOICES: dict[str, Any] = {
     "model": ModelName,
     "optimizer": OptimizerName,
@@ -74,7 +85,8 @@ class Settings:
         model: Kind of network: by default a transformer for text, an autoencoder for the task of
             that name, an LSTM for adding, a physics-informed network for poisson, else an MLP. CNNs
             and VGGs need images; MLPs and autoencoders take anything but text. A task with a
-            network of its own has that.
+            network of its own has that. Or a function of the task and these settings that returns a
+            network of your own.
         optimizer: What trains the network in both arms; by default sgd.
         lr: Learning rate at the start of the schedule; the default depends on the optimizer.
         width: Hidden units (of the widest layer of an autoencoder), channels of the first
@@ -94,7 +106,7 @@ class Settings:
         budget: Compute of every run, in gradients of a training batch.
         batch: Samples in a training batch.
         every: Training steps between teleports, or ``"auto"``: early ones, and fewer when they are
-            refused.
+            refused. Or a function of the schedule's state that says whether a teleport is due.
         at: Training steps before which to teleport, instead of when the policy says.
         captured: Samples of the training batch that teleports are made from.
         guard: Whether other samples have a say in accepting a teleport.
@@ -103,7 +115,8 @@ class Settings:
         device: Where to train, as the backend names it.
         threads: Threads that a CPU computes with. More make large networks faster, and seconds
             less comparable where other work is going on.
-        method: What teleports: nullport, another method that the backend knows, or none.
+        method: What teleports: nullport, another method that the backend knows, or none. Or a
+            function of yours that moves the weights.
         options: Settings of such a method, as pairs of name and value.
         teleport: Settings of nullport's teleports.
 
@@ -112,7 +125,7 @@ class Settings:
     """
 
     task: str
-    model: ModelName
+    model: ModelName | Own
     optimizer: OptimizerName
     lr: float
     width: int
@@ -125,14 +138,14 @@ class Settings:
     seeds: int = 3
     budget: int = 1000
     batch: int = 64
-    every: Literal["auto"] | int = "auto"
+    every: Literal["auto"] | int | Own = "auto"
     at: tuple[int, ...] = ()
     captured: Literal["batch"] | int = "batch"
     guard: bool = True
     judge: JudgeName = "another"
     device: str = "cpu"
     threads: int = 1
-    method: str = NULLPORT
+    method: str | Own = NULLPORT
     options: tuple[tuple[str, Any], ...] = ()
     teleport: TeleportConfig = field(default_factory=TeleportConfig)
 
@@ -157,15 +170,18 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Check every field."""
+        self._find_functions()
         for name, choices in _CHOICES.items():
             value, allowed = getattr(self, name), get_args(choices)
-            if value not in allowed:
-                msg = f"invalid {name}: {value!r}; allowed: {', '.join(map(repr, allowed))}"
+            own = name in FUNCTIONS
+            if value not in allowed and not (own and callable(value)):
+                more = ", FILE.py:FUNCTION" * own
+                msg = f"invalid {name}: {value!r}; allowed: {', '.join(map(repr, allowed))}{more}"
                 raise ValueError(msg)
         for name in ("width", "depth", "seeds", "budget", "batch", "threads"):
             _check_count(name, getattr(self, name))
-        if self.every != "auto":
-            _check_count("every", self.every, "'auto' or ")
+        if not callable(self.every):
+            Rule.parse(self.every)
         if self.captured != "batch":
             _check_count("captured", self.captured, "'batch' or ")
         object.__setattr__(self, "at", tuple(self.at))
@@ -176,15 +192,29 @@ class Settings:
         if self.options and self.method in (NULLPORT, NONE):
             msg = f"invalid options: {dict(self.options)!r}; allowed with method {self.method!r}: "
             raise ValueError(msg + "none, its settings are those of teleport")
-        if not self.bias and self.model != "mlp":
+        if not self.bias and self.model != "mlp" and not callable(self.model):
             msg = f"invalid bias: False for a {self.model}; allowed: True, or model 'mlp'"
             raise ValueError(msg)
-        if self.norm != "pre" and self.model != "transformer":
+        if self.norm != "pre" and self.model != "transformer" and not callable(self.model):
             msg = f"invalid norm: {self.norm!r} for a {self.model}; allowed: 'pre', or model "
             raise ValueError(msg + "'transformer'")
         if not isinstance(self.lr, int | float) or not 0 < self.lr < math.inf:
             msg = f"invalid lr: {self.lr!r}; allowed: a finite number above 0"
             raise ValueError(msg)
+
+    @property
+    def own(self) -> bool:
+        """Whether something in a run is the user's own, so that it may fail in any way."""
+        teleport = self.teleport
+        parts = (self.model, self.every, self.method, teleport.objective, teleport.projection)
+        return any(map(callable, parts)) or known_as("task", self.task) is not None
+
+    def _find_functions(self) -> None:
+        """Put functions in the place of their names."""
+        for name, known in FUNCTIONS.items():
+            value = getattr(self, name)
+            if isinstance(value, str) and value not in known:
+                object.__setattr__(self, name, known_as(name, value) or value)
 
 
 def _check_count(name: str, value: object, else_allowed: str = "") -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 from numpy.typing import NDArray
@@ -77,3 +78,13 @@ class Task:
             return "tokens"
         forms: tuple[Form, ...] = ("vector", "sequence", "image")
         return forms[len(self.shape) - 1]
+
+
+def builder(task: Task, settings: Any) -> Callable[[Any], Any] | None:
+    """Return what makes the network from the settings, None if it is one of the backend's.
+
+    A function in the settings comes before the one of the task.
+    """
+    if callable(settings.model):
+        return partial(settings.model, task)
+    return task.build

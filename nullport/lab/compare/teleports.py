@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from nullport import TeleportConfig
-from nullport.lab.compare.named import BadTarget, Named
+from nullport.lab.named import BadTarget, Named, known_as
 
 FUNCTIONS = ("objective", "projection")
 """Fields that may be functions."""
@@ -30,36 +30,41 @@ def from_text(given: Mapping[str, Any]) -> TeleportConfig:
 
 
 def _value(name: str, value: Any) -> Any:
-    named = name in FUNCTIONS and isinstance(value, str) and ":" in value
-    return Named(value) if named else value
+    hint = get_type_hints(TeleportConfig)[name] if name in FUNCTIONS else None
+    own = isinstance(value, str) and hint is not None and value not in _choices(hint)
+    return (known_as(name, value) or value) if own else value
 
 
-def as_text(config: TeleportConfig) -> dict[str, Any]:
-    """Return the fields by name; functions that have no name of this kind by their own."""
-    return {f.name: _text(getattr(config, f.name)) for f in fields(config)}
+def _choices(hint: Any) -> tuple[Any, ...]:
+    """Return what a field may be by name."""
+    return next(get_args(one) for one in (hint, *get_args(hint)) if get_origin(one) is Literal)
 
 
-def _text(value: Any) -> Any:
+def record_of(config: Any) -> dict[str, Any]:
+    """Return the fields of a record of settings by name, functions as :func:`as_text` does."""
+    return {f.name: as_text(getattr(config, f.name)) for f in fields(config)}
+
+
+def as_text(value: Any) -> Any:
+    """Return the name of a function, if need be its own; any other value as it is."""
+    if isinstance(value, TeleportConfig):
+        return record_of(value)
     if isinstance(value, Named):
         return value.target
     return getattr(value, "__qualname__", repr(value)) if callable(value) else value
 
 
-def check_functions(config: TeleportConfig) -> None:
-    """Import the functions that are named.
+def check_functions(config: Any) -> None:
+    """Import the functions that are named in a record of settings.
 
     Raises:
         BadTarget: If there is no such function; the message names the field.
     """
-    for name in FUNCTIONS:
-        value = getattr(config, name)
+    for field in fields(config):
+        value = getattr(config, field.name)
         if isinstance(value, Named):
-            _check(name, value)
-
-
-def _check(name: str, function: Named) -> None:
-    try:
-        function.imported()
-    except BadTarget as error:
-        msg = f"invalid {name}: {error}"
-        raise BadTarget(msg) from error
+            try:
+                value.imported()
+            except BadTarget as error:
+                msg = f"invalid {field.name}: {error}"
+                raise BadTarget(msg) from error

@@ -54,7 +54,8 @@ from typing import Any
 from nullport.lab.compare import Settings
 from nullport.lab.compare.extras import require
 from nullport.lab.compare.settings import NONE, NULLPORT
-from nullport.lab.compare.teleports import as_text, from_text
+from nullport.lab.compare.teleports import from_text, record_of
+from nullport.lab.named import GROUPS, known_as
 from nullport.lab.suite.schema import BASELINE, check, product
 
 Entry = Mapping[str, Any]
@@ -99,9 +100,7 @@ class Job:
 
 def plain_settings(settings: Settings) -> dict[str, Any]:
     """Return settings as JSON has them."""
-    record = {f.name: getattr(settings, f.name) for f in fields(settings)}
-    record["teleport"] = as_text(settings.teleport)
-    return dict(json.loads(json.dumps(record)))
+    return dict(json.loads(json.dumps(record_of(settings))))
 
 
 @dataclass(frozen=True)
@@ -172,7 +171,11 @@ class Grid:
         kept = {
             name: entry
             for name, entry in self.methods.items()
-            if all(entry[k] in values for k, values in lists.items() if k in entry)
+            if all(
+                entry[k] in values or (k in GROUPS and known_as(k, str(entry[k])))
+                for k, values in lists.items()
+                if k in entry
+            )
         }
         if not kept:
             msg = f"invalid grid: only {', '.join(self.methods)}; allowed with this backend: "
@@ -183,7 +186,7 @@ class Grid:
         """Return the methods that are not nullport's own, as cells and methods name them."""
         found = {str(entry.get("method", NULLPORT)) for entry in self.methods.values()}
         found |= {str(cell.get("method", NULLPORT)) for cell in self.cells}
-        return {name for name in found - {NULLPORT, NONE} if ":" not in name}
+        return {name for name in found - {NULLPORT, NONE} if known_as("method", name) is None}
 
     def matching(self, patterns: Sequence[str]) -> Grid:
         """Return the grid of the cells whose label, or else task, fits a shell-style pattern.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nullport.lab.compare.extras import require
+from nullport.lab.progress import seldom
 from nullport.lab.suite.runner import Progress
 
 HEAD = ("task", "model", "runs", "diverged", "teleports", "refused", "lowest loss", "seconds a run")
@@ -85,12 +87,17 @@ class Board:
 def live(*, quiet: bool) -> Iterator[Progress]:
     """Show the table on stderr while runs are made, and yield what takes in their records.
 
+    Where a log is kept, there is a line now and then.
+
     Raises:
         MissingExtra: If rich is not installed.
     """
     board = Board()
     if quiet:
         yield board.tell
+        return
+    if not sys.stderr.isatty():
+        yield _log(board)
         return
     console = require("rich.console").Console(stderr=True)
     with require("rich.live").Live(console=console, refresh_per_second=2) as shown:
@@ -100,3 +107,14 @@ def live(*, quiet: bool) -> Iterator[Progress]:
             shown.update(board.table())
 
         yield tell
+
+
+def _log(board: Board) -> Progress:
+    due = seldom()
+
+    def tell(stage: str, done: int, total: int, record: Mapping[str, Any] | None) -> None:
+        board.tell(stage, done, total, record)
+        if due():
+            print(board.title, file=sys.stderr, flush=True)
+
+    return tell

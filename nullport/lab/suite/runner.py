@@ -198,9 +198,12 @@ def _record(job: Work, backend: str, data: str | None) -> Record:
         training = Training(job.arm, job.seed, trainer, task, job.settings, None, POINTS)
         training.watch, training.sample = True, SAMPLE
         outcome = training.run()
-    except ValueError as error:  # of a grid, nobody knows which run it was
-        msg = f"{job.method} on {task.name}, {job.settings.model}: {error}"
-        raise ValueError(msg) from error
+    except Exception as error:  # of a grid, nobody knows which run it was
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        if kind and not job.settings.own:
+            raise
+        msg = f"{job.method} on {task.name}, {job.settings.model}: {kind}{error}"
+        raise ValueError(" ".join(msg.split())) from error
     return {
         "key": job.key,
         "settings": plain_settings(job.settings),
@@ -226,6 +229,7 @@ def summary(outcome: Run) -> Record:
         "teleport_cost": sum(teleport.cost for teleport in outcome.teleports),
         "teleport_seconds": sum(float(t.report["seconds"]) for t in outcome.teleports),
         "teleport_steps": [teleport.step for teleport in outcome.teleports],
+        "teleport_kept": [bool(t.report["accepted"]) for t in outcome.teleports],
         "drift": [t.drift for t in outcome.teleports if t.report["accepted"]],
         "curve": {name: [getattr(p, name) for p in outcome.curve] for name in Point._fields},
     }

@@ -18,6 +18,7 @@ from nullport.lab.compare import Settings
 from nullport.lab.compare.extras import require
 from nullport.lab.compare.settings import OptimizerName
 from nullport.lab.compare.teleports import from_text
+from nullport.lab.named import GROUPS, registered
 
 OWN = "Value error, "
 """What pydantic puts before the messages of nullport's own checks."""
@@ -31,6 +32,9 @@ WORDS = {
 
 BASELINE = "baseline"
 """Name of the method that does not teleport."""
+
+FUNCTION = "FILE.py:FUNCTION"
+"""How a function is named."""
 
 WHOLE = ("include", "exclude", "at")
 """Settings that are lists themselves, and not multiplied out."""
@@ -108,10 +112,17 @@ def _in_file(hint: Any) -> Any:
     if hint is float:
         return Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
     if get_origin(hint) is get_origin(Callable[[], None]):
-        return str
+        return Annotated[str, pydantic.AfterValidator(_function)]
     if get_origin(hint) in (Union, UnionType):
         return Union[tuple(map(_in_file, get_args(hint)))]  # noqa: UP007 - made at run time
     return hint
+
+
+def _function(text: str) -> str:
+    """Check the name of a function; whether there is one shows when it is imported."""
+    if ":" not in text and not any(text in registered(setting) for setting in GROUPS):
+        raise ValueError(FUNCTION)
+    return text
 
 
 def _several(hint: Any) -> Any:
@@ -163,7 +174,9 @@ def _explained(record: Any, errors: Sequence[Mapping[str, Any]], file: str) -> s
     if mine[0].startswith(OWN):
         said = mine[0].removeprefix(OWN)
     else:
-        words = dict.fromkeys(text.removeprefix("Input should be ") for text in mine)
+        words = dict.fromkeys(
+            text.removeprefix("Input should be ").removeprefix(OWN) for text in mine
+        )
         allowed = " or ".join(words)
         for theirs, ours in WORDS.items():
             allowed = allowed.replace(theirs, ours)

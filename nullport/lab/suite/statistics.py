@@ -110,7 +110,7 @@ def _grouped(
     for job in jobs:
         if job.method == method and job.key in records:
             s = job.settings
-            groups[(s.task, s.model, s.optimizer, s.init), s.lr][job.seed] = records[job.key]
+            groups[(s.task, str(s.model), s.optimizer, s.init), s.lr][job.seed] = records[job.key]
     return groups
 
 

@@ -17,6 +17,7 @@ from nullport.lab.suite.schema import BASELINE
 from nullport.lab.suite.statistics import interval
 from nullport.lab.suite.tuned import AXES, Comparison, comparisons, name_of
 from nullport.lab.suite.tuning import Choice, Records, choices, loss, trials
+from nullport.lab.suite.words import sentence
 
 OWN_RATE = """\
 Every method has its own learning rate: the one of the same {rates} rates with the lowest training \
@@ -47,7 +48,7 @@ def page(grid: Grid, records: Sequence[Mapping[str, Any]], shown: Mapping[str, s
     tuned = any(job for job in trials(grid))
     title = "# Every method at its own best rate" if tuned else "# Every method at the same rate"
     parts = [title, _head(grid, known), _explained(grid, found)]
-    parts += ["## Methods", _notes(grid), _methods(found)]
+    parts += ["## Methods", _notes(grid), _words(found), _methods(found)]
     parts += arms.parts(grid, known)
     schedules = list(dict.fromkeys(c.name[2] for c in found))
     if len(schedules) > 1:
@@ -91,6 +92,17 @@ def _explained(grid: Grid, found: Sequence[Comparison]) -> str:
 def _notes(grid: Grid) -> str:
     lines = [f"- **{name}**: {entry.get('note', '')}" for name, entry in grid.methods.items()]
     return "\n".join(lines)
+
+
+def _words(found: Sequence[Comparison]) -> str:
+    """Return a sentence per method."""
+    lines = []
+    for method in dict.fromkeys(c.method for c in found):
+        mine = [c for c in found if c.method == method]
+        verdicts = [c.verdict for c in mine]
+        changes = [c.change for c in mine]
+        lines.append(sentence(method, changes, verdicts.count(-1), verdicts.count(1)))
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def _methods(found: Sequence[Comparison]) -> str:

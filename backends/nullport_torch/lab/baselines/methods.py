@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nullport import TeleportConfig, TeleportReport
+from nullport.lab.named import Named
 from nullport.lab.reports import report_of_another
 from nullport_torch.lab.baselines import NAMES, controls, level_set, literal, symmetry
 from nullport_torch.lab.baselines.chains import slope_of
@@ -77,20 +78,40 @@ rate matched to nullport's teleport, and the literal recipe; their options are t
 functions."""
 
 
-def check(name: str, options: Mapping[str, Any]) -> None:
+def method_of(method: str | Callable[..., Any]) -> Method:
+    """Return a method by name, or the one that a function of the user's is.
+
+    Raises:
+        ValueError: If there is none of the name, or the function cannot be called with a
+            :class:`Problem` and options by name.
+    """
+    if not callable(method):
+        if method not in METHODS:
+            msg = f"invalid method: {method!r}; allowed: {', '.join(map(repr, NAMES))}"
+            raise ValueError(msg)
+        return METHODS[method]
+    move = method.imported() if isinstance(method, Named) else method
+    found = inspect.signature(move).parameters.values()
+    first = [p for p in found if p.kind is not p.KEYWORD_ONLY]
+    if len(first) != 1 or any(p.kind is p.VAR_KEYWORD for p in found):
+        msg = f"invalid method: {method!r}{inspect.signature(move)}; allowed: a function of a "
+        raise ValueError(msg + "problem, with options that are keyword-only")
+    return _method(move)
+
+
+def check(name: str | Callable[..., Any], options: Mapping[str, Any]) -> None:
     """Check that there is such a method and that it has such options.
 
     Raises:
         ValueError: If not; the message names the value and what is allowed.
     """
-    if name not in METHODS:
-        msg = f"invalid method: {name!r}; allowed: {', '.join(map(repr, NAMES))}"
-        raise ValueError(msg)
-    allowed = METHODS[name].options
+    allowed = method_of(name).options
     for option in options:
         if option not in allowed:
-            msg = f"invalid option of {name}: {option!r}; allowed: {', '.join(allowed)}"
+            msg = f"invalid option of {name}: {option!r}; allowed: {', '.join(allowed) or 'none'}"
             raise ValueError(msg)
+    if callable(name):
+        return  # of the others, these two are known
     steps, rate = options.get("steps", 1), options.get("rate", 0.0)
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
         msg = f"invalid steps of {name}: {steps!r}; allowed: an integer of at least 1"
@@ -101,7 +122,7 @@ def check(name: str, options: Mapping[str, Any]) -> None:
 
 
 def apply(
-    name: str,
+    name: str | Callable[..., Any],
     model: nn.Module,
     criterion: Criterion,
     x: Tensor,
@@ -115,7 +136,7 @@ def apply(
     that can be differentiated twice.
 
     Args:
-        name: One of ``METHODS``.
+        name: One of ``METHODS``, or a function as these are.
         model: The network.
         criterion: The loss of outputs and targets, 0-d.
         x: Inputs, samples first.
@@ -130,10 +151,11 @@ def apply(
     problem = Problem(model, x, y, slope_of(model), criterion)
     start = time.perf_counter()
     with still(model), sdpa_kernel(SDPBackend.MATH):
-        move = METHODS[name].move
+        method = method_of(name)
+        move = method.move
         if move is None:
             return matched(problem, options, start)
-        given = {**options, "seed": seed} if METHODS[name].seeded else options
+        given = {**options, "seed": seed} if method.seeded else options
         after, accepted = moved(problem, move, given)
     before = math.nan if problem.first is None else float(problem.first)
     seconds = time.perf_counter() - start

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,11 +21,17 @@ class Turns:
         factor: What the learning rate of the next training step is multiplied by.
     """
 
-    def __init__(self, method: str, options: Mapping[str, Any], rule: Rule, seed: int = 0) -> None:
+    def __init__(
+        self,
+        method: str | Callable[..., Any],
+        options: Mapping[str, Any],
+        rule: Rule,
+        seed: int = 0,
+    ) -> None:
         """Choose the method.
 
         Args:
-            method: Its name.
+            method: Its name, or a function.
             options: Its options.
             rule: Says when a teleport is due.
             seed: Of what it draws; each teleport draws anew.
