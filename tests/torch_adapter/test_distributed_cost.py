@@ -19,7 +19,7 @@ def _received(ranks: int, samples: int, others: bool) -> int:
     """Return the bytes that a rank receives."""
     joint, layers = ranks * samples, len(cost.SIZES)
     weights = sum(out * (inp + 1) for out, inp in cost.SIZES)
-    numbers = (3 if others else 2) * weights
+    numbers = (3 if others else 2) * weights + 2 * layers  # and norms of cotangents
     for index, (out, inp) in enumerate(cost.SIZES):
         numbers += inp + out  # that nothing was missed in the gradients of weight and bias
         assert joint <= inp  # else there is a Gram matrix instead of the rows
@@ -32,7 +32,7 @@ def _received(ranks: int, samples: int, others: bool) -> int:
             numbers += out * (inp + 1)
         else:
             numbers += joint * (out + inp + 1)
-    meetings = 10 + 24 * layers + _in_factors(joint) + (2 * layers + 6 if others else 0)
+    meetings = 12 + 22 * layers + _in_factors(joint) + (2 * layers + 6 if others else 0)
     return NUMBER * numbers + CHECKSUM * 2 * ranks * 2 * layers + WORDS * ranks * meetings
 
 
@@ -63,7 +63,7 @@ def test_bytes_are_those_of_the_formula(others: bool, found: Any) -> None:
 def test_exchanges_are_those_of_the_formula(others: bool, found: Any) -> None:
     ranks, rows = found
     layers = len(cost.SIZES)
-    expected = 17 + 32 * layers + 2 * _in_factors(4 * ranks) + (4 * layers + 7 if others else 0)
+    expected = 21 + 30 * layers + 2 * _in_factors(4 * ranks) + (4 * layers + 7 if others else 0)
     for row in rows:
         assert row[others]["exchanges"] == expected
 
