@@ -273,7 +273,7 @@ def test_missing_data_is_explained(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("NULLPORT_DATA", raising=False)
-    assert "no data folder" in failure(capsys, "compare", "--task", "ett")
+    assert "nullport data fetch ett" in failure(capsys, "compare", "--task", "ett")
     said = failure(capsys, "compare", "--task", "ett", "--data", str(tmp_path))
     for words in ("ETTh1.csv.gz", str(tmp_path), "NULLPORT_DATA", "https://raw.github"):
         assert words in said
