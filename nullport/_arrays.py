@@ -7,7 +7,6 @@ an entry may be a :class:`LowRank`, which stands for ``left^T right`` without fo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -165,54 +164,14 @@ def norm(x: Matrix) -> Array:
     if isinstance(x, LowRank):
         return x.norm()
     xp = namespace(x)
-    if traced(x):
-        return _compiled_norm([x])
-    # NumPy's own is a product with itself; that of the standard makes an array of squares.
-    plainly = np.linalg.norm(x) if is_numpy_array(x) else whole(xp.linalg.vector_norm(x))
-    low, high = _limits(xp, x.dtype)
-    if low < float(plainly) < high:
-        return plainly
+    if not traced(x):
+        # NumPy's own is a product with itself; that of the standard makes an array of squares.
+        plainly = np.linalg.norm(x) if is_numpy_array(x) else whole(xp.linalg.vector_norm(x))
+        low, high = _limits(xp, x.dtype)
+        if low < float(plainly) < high:
+            return plainly
     size = largest(x)
     return whole(xp.linalg.vector_norm(x / size)) * size
-
-
-SHIFT = 0.4
-"""Share of a dtype's exponents by which traced numbers are shifted up, and down, to be squared. One
-of the two sums neither over- nor underflows, for norms from 1e-33 to 1e33 in float32, and both are
-plain reductions, which a compiler is done with soonest."""
-
-
-def _squares(x: Array) -> tuple[Array, Array]:
-    """Return the sums of squares of a traced array shifted up and down, 0-d each."""
-    xp, up = namespace(x), _shift(x)
-    return xp.sum(xp.square(x * up)), xp.sum(xp.square(x * (1 / up)))
-
-
-def _shift(x: Array) -> float:
-    """Return the power of two by which numbers are shifted."""
-    return float(2.0 ** int(-SHIFT * math.log2(tiny(x))))
-
-
-def _rooted(up: Array, down: Array) -> Array:
-    """Return norms from sums of squares that were shifted up and down."""
-    xp, by = namespace(up), _shift(up)
-    return xp.where(xp.isfinite(up), xp.sqrt(up) * (1 / by), xp.sqrt(down) * by)
-
-
-def _compiled_norm(arrays: Sequence[Array]) -> Array:
-    """Return the norm of traced arrays taken as one vector, 0-d."""
-    sums = [_squares(x) for x in arrays]
-    up, down = (sum(own[1:], start=own[0]) for own in zip(*sums, strict=True))
-    return _rooted(up, down)
-
-
-def norms(arrays: Sequence[Array]) -> list[Array]:
-    """Return the norm of every array, 0-d each; where they are traced, in one piece at the end."""
-    if len(arrays) < 2 or not all(map(traced, arrays)) or len({x.dtype for x in arrays}) > 1:
-        return [norm(x) for x in arrays]
-    xp, sums = namespace(arrays[0]), [_squares(x) for x in arrays]
-    found = _rooted(*(xp.stack(list(own)) for own in zip(*sums, strict=True)))
-    return [found[i] for i in range(len(arrays))]
 
 
 def largest(x: Array) -> Array:
@@ -230,29 +189,11 @@ def joint_norm(arrays: Iterable[Matrix | None]) -> Array:
     Raises:
         ValueError: If there is no array.
     """
-    given = [a if isinstance(a, LowRank) else widen(a) for a in arrays if a is not None]
-    if not given:
+    parts = [norm(a if isinstance(a, LowRank) else widen(a)) for a in arrays if a is not None]
+    if not parts:
         msg = "joint_norm needs at least one array"
         raise ValueError(msg)
-    if not traced(given[0].left if isinstance(given[0], LowRank) else given[0]):
-        return joined([norm(a) for a in given])
-    formed = [a for a in given if not isinstance(a, LowRank)]
-    parts = [a.norm() for a in _stacks([a for a in given if isinstance(a, LowRank)])]
-    return joined([*parts, _compiled_norm(formed)] if formed else parts)
-
-
-def _stacks(matrices: Iterable[LowRank]) -> list[LowRank]:
-    """Return matrices of equal shapes as one stack each."""
-    groups: dict[Any, list[LowRank]] = {}
-    for a in matrices:
-        groups.setdefault((a.left.shape, a.right.shape, a.right.dtype), []).append(a)
-    return [_stack(group) if len(group) > 1 else group[0] for group in groups.values()]
-
-
-def _stack(matrices: Sequence[LowRank]) -> LowRank:
-    """Return matrices of equal shapes as a stack."""
-    xp = namespace(matrices[0].left)
-    return LowRank(xp.stack([a.left for a in matrices]), xp.stack([a.right for a in matrices]))
+    return joined(parts)
 
 
 def joined(norms: Sequence[Array]) -> Array:

@@ -22,8 +22,8 @@ from nullport import _arrays as ar
 from nullport._arrays import Array, Collective, LowRank
 from nullport._config import TeleportConfig
 from nullport._nullspace import is_tight
-from nullport._sites import Layout
-from nullport.network import MISMATCH, LayerGraph, Linearization, Parameter, Use, in_factors
+from nullport._sites import DenseSite, Layout
+from nullport.network import MISMATCH, LayerGraph, Linearization, Parameter, Use, factored
 
 Norms = Callable[[int], Array]
 """The norm of each parameter, 0-d, computed when it is first asked for."""
@@ -213,12 +213,7 @@ class Layer:
 
 def lazy_norms(weights: Sequence[Array]) -> Norms:
     """Return a function from an index to the norm of that array."""
-    if not any(map(ar.traced, weights)):
-        return cache(lambda i: ar.norm(ar.widen(weights[i])))
-    xp = ar.namespace(weights[0])
-    floats = [i for i, w in enumerate(weights) if xp.isdtype(w.dtype, "real floating")]
-    found = ar.norms([ar.widen(weights[i]) for i in floats])
-    return dict(zip(floats, found, strict=True)).__getitem__
+    return cache(lambda i: ar.norm(ar.widen(weights[i])))
 
 
 def find_layers(
@@ -289,15 +284,14 @@ def _layer(
 ) -> Layer:
     """Check that a block's uses were all seen, and measure its weights and outputs."""
     tolerance, together, weights = MISMATCH[lin.bits], graph.collective, graph.weights()
-    if not graph.complete:
-        block = _without_hidden_bias(block, graph, lin, tolerance)
+    block = _without_hidden_bias(block, graph, lin, tolerance)
     sites, gradient = [lin.sites[i] for i in block.sites], lin.gradients[block.parameter]
     outputs = [lin.sites[i].output_norm for i in block.every]
     output_norm = together.norm(ar.joint_norm(outputs))
-    hidden = ar.namespace(output_norm).zeros_like(output_norm) > 0
-    if gradient is not None and not graph.complete:
+    mismatch = output_norm * 0
+    if gradient is not None:
         formed = graph.read(block.parameter, ar.dense(gradient), block.layout)
-        hidden = together.agree(explained(block, formed, lin, together) > tolerance)
+        mismatch = explained(block, formed, lin, together)
     sizes = [
         norms(i)
         if layout.size == prod(weights[i].shape)
@@ -310,7 +304,7 @@ def _layer(
         block=block,
         kind=sites[0].kind,
         samples=samples,
-        hidden=hidden,
+        hidden=together.agree(mismatch > tolerance),
         weight_norm=ar.joined(sizes),
         output_norm=output_norm,
         tight=tight,
@@ -377,8 +371,19 @@ def factors(
 
     None at all where sites are known not to account for a gradient, or were not compared with it.
     """
-    found = in_factors([w.shape for w in weights], lin.uses, lin.sites)
-    if not found or not found.keys() <= {layer.block.parameter for layer in layers}:
+    samples = {i: s.samples for i, s in enumerate(lin.sites) if isinstance(s, DenseSite)}
+    uses = factored([w.shape for w in weights], lin.uses, samples)
+    if not uses or not uses.keys() <= {layer.block.parameter for layer in layers}:
         return {}
     xp, hidden = ar.namespace(layers[0].hidden), [layer.hidden for layer in layers]
-    return {} if ar.known(xp.any(xp.stack(hidden))) else found
+    if ar.known(xp.any(xp.stack(hidden))):
+        return {}
+    found = {}
+    for index, use in uses.items():
+        assert use.site is not None  # factored has asked
+        assert use.layout is not None
+        site = lin.sites[use.site]
+        if site.cotangent is not None and site.cotangent.dtype == site.inputs.dtype:
+            gradient = LowRank(site.cotangent, site.inputs)
+            found[index] = gradient.mT if use.layout.transposed else gradient
+    return found

@@ -20,8 +20,7 @@ that its inputs and cotangents are freed, so that they and the null spaces are n
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 from nullport import _arrays as ar
 from nullport._arrays import Array, LowRank, Matrix, Vector
@@ -83,9 +82,6 @@ class Directions:
         self.spaces = dict(spaces)
         self.work = 0.0
         self.begun = False
-        late = bool(layers) and ar.traced(layers[0].output_norm) and not (keep or spaces)
-        self._waiting: dict[int, Array] | None = {} if late and len(layers) > 1 else None
-        self._given: Array | None = None  # the part of ``direct`` of a layer that is alone
         self._sums = [_Sum() for _ in layers]
         self._users: dict[int, set[int]] = {}
         for index, layer in enumerate(layers):
@@ -108,9 +104,6 @@ class Directions:
             RuntimeError: If that of a later site has been taken before.
         """
         self.begun = True
-        if self._waiting is not None:
-            self._waiting[index] = tangent
-            return
         self._finish(before=index)  # a site that is passed over has the tangent 0
         if index not in self._users:
             return
@@ -125,54 +118,7 @@ class Directions:
 
     def finish(self) -> None:
         """Note that no more tangents arrive."""
-        if self._waiting is not None:
-            self._together(self._waiting)
         self._finish(before=len(self._sites))
-
-    def _together(self, tangents: Mapping[int, Array]) -> None:
-        """Finish all layers at once where they are traced, so that equal ones share a program."""
-        work: dict[Layer, float] = {}
-
-        def alone(key: Layer, values: Any) -> tuple[Any, ...]:
-            sites, arrived, direct, weight_norm, output_norm, length, scale = values
-            layer = replace(key, weight_norm=weight_norm, output_norm=output_norm)
-            own = Directions(
-                self._graph,
-                [layer],
-                Linearization(output_norm, [], sites),
-                self._config,
-                length=length,
-                scale=scale,
-                direct=None,
-                spaces={},
-                keep=False,
-            )
-            own._given = direct
-            for index, tangent in enumerate(arrived):
-                if tangent is not None:
-                    own.receive(index, tangent)
-            own.finish()
-            work[key] = own.work
-            return tuple(getattr(own.found[0], f.name) for f in fields(Found))
-
-        pairs = []
-        for b, layer in enumerate(self._layers):
-            arrived = [tangents.get(i) for i in layer.block.sites]
-            zero = 0 * layer.weight_norm  # numbers and arrays alike
-            values = (
-                self._own(b),
-                arrived,
-                self._own_direct(layer.block),
-                layer.weight_norm,
-                layer.output_norm,
-                self._length + zero,
-                self._scale + zero,
-            )
-            pairs.append((_anonymous(layer), values))
-        found = self._graph.each(alone, pairs)
-        for b in sorted(range(len(pairs)), key=self._last.__getitem__):  # as tangents arrive
-            self.found[b] = Found(*found[b])
-            self.work += work[pairs[b][0]]
 
     def _finish(self, before: int) -> None:
         """Finish every layer whose last site comes ``before`` this one, and free what it needed."""
@@ -196,10 +142,6 @@ class Directions:
 
     def _held(self, indices: Sequence[int]) -> list[Site]:
         return [site for i in indices if (site := self._sites[i]) is not None]
-
-    def _own_direct(self, block: Block) -> Array | None:
-        """Return what is subtracted before projecting, (..., out, features), or None."""
-        return self._given if self._direct is None else read(self._graph, block, self._direct)
 
     def _space(self, b: int) -> NullSpace:
         """Return the null space of a layer, made when it is first asked for."""
@@ -300,19 +242,10 @@ class Directions:
             raw = self._graph.collective.mean(total.formed)
             total.formed = None  # as large as the weight: held once
             raw = ar.with_column(raw, 0.0) if block.bias is not None else raw
-        direct = self._own_direct(block)
+        direct = None if self._direct is None else read(self._graph, block, self._direct)
         if direct is None:
             return raw
         return -direct if raw is None else self._unscaled(raw) - direct
-
-
-def _anonymous(layer: Layer) -> Layer:
-    """Return a layer without what tells it from others of its kind."""
-    block = layer.block
-    bias = None if block.bias is None else (0, replace(block.bias[1], offset=0))
-    layout, sites = replace(block.layout, offset=0), tuple(range(len(block.sites)))
-    block = Block("", 0, layout, sites, bias)
-    return replace(layer, block=block, hidden=None, weight_norm=None, output_norm=None)
 
 
 def _joined(factors: Sequence[Array]) -> Array:

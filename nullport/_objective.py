@@ -90,17 +90,12 @@ Place: TypeAlias = "tuple[Sequence[Layer], Sequence[Site]]"
 """The layers that may move, and all sites of the network."""
 
 
-def joint_gradient(graph: LayerGraph, batch: str, shift: Dense | None) -> tuple[Array, Vector]:
+def mean_gradient(graph: LayerGraph, batch: str, shift: Dense | None) -> tuple[Array, Dense]:
     """Return the joint loss of a batch at ``w - shift``, and its gradient, over all replicas."""
     loss, gradients = graph.gradient(batch, shift)
     together = graph.collective
-    return together.mean(loss), together.gradients(gradients, graph.weights())
-
-
-def mean_gradient(graph: LayerGraph, batch: str, shift: Dense | None) -> tuple[Array, Dense]:
-    """Return the same without low-rank entries."""
-    loss, gradients = joint_gradient(graph, batch, shift)
-    return loss, [ar.dense(g) for g in gradients]
+    joint = together.gradients(gradients, graph.weights())
+    return together.mean(loss), [ar.dense(g) for g in joint]
 
 
 def _decrease(graph: LayerGraph, gradients: Dense, at: Place) -> Pull:  # noqa: ARG001
@@ -250,8 +245,8 @@ def cotangents(sites: Sequence[Site], together: Collective) -> list[Array]:
         last = i if site.cotangent is not None else last
         kept.append(last)
         delta = site.cotangent
-        own.append(site.output_norm[None] * 0 if delta is None else ar.widen(delta))
-    joint = together.norm(ar.namespace(own[0]).stack(ar.norms(own)))
+        own.append(0 * site.output_norm if delta is None else ar.norm(ar.widen(delta)))
+    joint = together.norm(ar.namespace(own[0]).stack(own))
     return [joint[i] for i in kept]
 
 

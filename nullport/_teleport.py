@@ -31,7 +31,7 @@ from nullport._objective import (
     RESCALING,
     chosen,
     follows,
-    joint_gradient,
+    mean_gradient,
     pull,
     readable,
     settled,
@@ -182,7 +182,7 @@ class _Run:
             return self._settle(start, before, before, stop, first, first)
         self.spaces.clear()
         graph.release()
-        after, last, code = self._judged(before, first)
+        after, last, code = self._judged(before)
         return self._settle(start, before, after, xp.where(stop > 0, stop, code), first, last)
 
     def look(self) -> list[LayerReport]:
@@ -319,29 +319,38 @@ class _Run:
             found[i] = self.found[b] = replace(found[i], delta=None, sample=())
             yield from changes
 
-    def _judged(self, before: Look, first: Any) -> tuple[Look, Any, Array]:
+    def _judged(self, before: Look) -> tuple[Look, Any, Array]:
         """Return the point that is reached, its gradient, and why it is refused (0-d code).
 
         A move that went too far is tried once more, shorter.
         """
-        graph, zero = self.graph, ar.namespace(before.loss).zeros_like(before.loss)
-        like = (before, first, judge.first({Cause.NONE: zero > 0}))
-        (after, gradient, code), kept = graph.retried(partial(self._looked, before), like)
-        tried = ar.plain(ar.namespace(kept).astype(kept < 1, kept.dtype))
-        self.cost = self.cost + (1 + tried) * (net.GRADIENT + after.cost)
+        graph = self.graph
+        after, gradient, code = self._looked(before)
+        self.cost += net.GRADIENT + after.cost
+        share = judge.shorter(before, after, code, self.config)
+        if ar.known(share == 0):
+            return after, gradient, code
+        xp = ar.namespace(share)
+
+        def again(_: Any) -> Any:
+            graph.keep(share)
+            return (*self._looked(before), share)
+
+        values = (after, gradient, code, xp.ones_like(share))
+        after, gradient, code, kept = graph.when(share > 0, again, values)
+        tried = xp.astype(share > 0, share.dtype)
+        self.cost = self.cost + ar.plain(tried) * (net.GRADIENT + after.cost)
         self.radius = self.radius * ar.plain(kept)
-        if ar.traced(kept) or tried:
-            self.moved = {b: moved.shortened(kept) for b, moved in self.moved.items()}
+        self.moved = {b: moved.shortened(kept) for b, moved in self.moved.items()}
         return after, gradient, code
 
-    def _looked(self, before: Look) -> tuple[tuple[Look, Any, Array], Array]:
-        """Look at the present point; also return at which share of the move to look next."""
-        loss, gradients = joint_gradient(self.graph, "batch", None)
+    def _looked(self, before: Look) -> tuple[Look, Any, Array]:
+        loss, gradients = mean_gradient(self.graph, "batch", None)
         after = self._look(loss, gradients)
         known, gains = self.graph.has_optimizer, self.objective not in RESCALING
         code = judge.verdict(before, after, self.config, optimizer=known, gains=gains)
-        kept = (loss, list(map(ar.dense, gradients))) if self.graph.repeatable else None
-        return (after, kept, code), judge.shorter(before, after, code, self.config)
+        kept = (loss, list(gradients)) if self.graph.repeatable else None
+        return after, kept, code
 
     def _settle(
         self, start: float, before: Look, after: Look, cause: Array, first: Any, last: Any

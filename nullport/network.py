@@ -42,8 +42,8 @@ __all__ = [
     "BACKWARD", "FORWARD", "GRADIENT", "MISMATCH", "Array", "Axes", "Change", "Collective", "Dense",
     "DenseSite", "FunctionalGraph", "GradientSite", "LayerGraph", "Layout", "Linearization",
     "LowRank", "Matrix", "NotSeparable", "Parameter", "Part", "Receive", "ReplicaFailed", "Site",
-    "TangentUnavailable", "Use", "Vector", "dense", "factored", "in_factors", "matrix",
-    "namespace", "norm", "parts", "scaled", "separated", "shifted", "widen",
+    "TangentUnavailable", "Use", "Vector", "dense", "factored", "matrix", "namespace", "norm",
+    "parts", "scaled", "separated", "shifted", "widen",
 ]  # fmt: skip
 
 FORWARD, BACKWARD, GRADIENT = 1 / 3, 2 / 3, 1.0
@@ -187,10 +187,6 @@ class LayerGraph(ABC):
     """Whether :meth:`replay` takes a :class:`LowRank` without forming it, and :meth:`linearize`
     returns such gradients."""
 
-    complete: bool = False
-    """Whether every use of a weight is seen, as in a program that is read as a whole: gradients are
-    then not compared with what the sites account for."""
-
     repeatable: bool = False
     """Whether a training step on this batch would compute the very gradient that is computed here,
     so that it may be handed over."""
@@ -248,7 +244,7 @@ class LayerGraph(ABC):
     def keep(self, share: Array | float) -> None:
         """Keep a share of all changes since the graph was made: 1 all, 0 none, bit for bit."""
 
-    def gradient(self, batch: str = "batch", shift: Dense | None = None) -> tuple[Array, Vector]:
+    def gradient(self, batch: str = "batch", shift: Dense | None = None) -> tuple[Array, Dense]:
         """Compute the loss of a batch and its gradient at ``w - shift``, recording nothing.
 
         Raises:
@@ -307,32 +303,13 @@ class LayerGraph(ABC):
     def release(self) -> None:  # noqa: B027 - nothing is recorded by default
         """Free everything recorded but what undoes changes."""
 
-    def each(self, function: Callable[[Any, Any], T], pairs: Sequence[tuple[Any, Any]]) -> list[T]:
-        """Return ``function(key, values)`` of every pair, in their order.
+    def when(self, flag: Array, then: Callable[[T], T], values: T) -> T:
+        """Return ``then(values)`` where the 0-d bool ``flag`` holds, else ``values``.
 
-        Keys can be hashed; values and results are nested tuples, lists and dictionaries of arrays,
-        or None. Where arrays may be traced, an adapter need not repeat the program of pairs with
-        equal keys and shapes.
+        ``then`` may move weights. Values are nested tuples and lists of arrays, or None; an
+        adapter whose arrays may be traced has to make both branches.
         """
-        return [function(*pair) for pair in pairs]
-
-    def retried(self, look: Callable[[], tuple[T, Array]], like: T) -> tuple[T, Array]:
-        """Return what ``look`` finds, once more at a share of the move if it asks for that.
-
-        Args:
-            look: Looks at the current weights. Returns nested tuples and lists of arrays, or None,
-                and at which share of all changes to look again, 0-d; 0 for not at all.
-            like: Arrays of the same structure and kinds, for an adapter that has to make a loop.
-
-        Returns:
-            What the last look found, and which share of the changes was then kept, 0-d.
-        """
-        del like
-        found, share = look()
-        if not bool(share > 0):
-            return found, namespace(share).ones_like(share)
-        self.keep(share)
-        return look()[0], share
+        return then(values) if bool(flag) else values
 
 
 class FunctionalGraph(LayerGraph):
@@ -395,10 +372,10 @@ def _between(old: Array, new: Array, share: Array | float) -> Array:
         return new if share else old
     xp = namespace(old)
     a, b = widen(old), widen(new)
-    # No part of this is the same for all shares: a compiler would keep it, as large as the weights.
-    found = dense(scaled(share, b)) + dense(scaled(1 - share, a))
-    found = xp.astype(found, old.dtype, copy=False)
-    return found if isinstance(share, int | float) else xp.where(share > 0, found, old)
+    found = xp.astype(a + scaled(share, b - a), old.dtype, copy=False)
+    if isinstance(share, int | float):
+        return found
+    return xp.where(share == 1, new, xp.where(share == 0, old, found))
 
 
 def shifted(weights: Sequence[Array], v: Vector, step: Array | float) -> list[Array]:
@@ -443,20 +420,4 @@ def factored(
             whole = matrix((), *shapes[index])
             if layout.canonical in (whole.canonical, whole.mT.canonical):
                 found[index] = use
-    return found
-
-
-def in_factors(
-    shapes: Sequence[tuple[int, ...]], uses: Sequence[Use], sites: Sequence[Site]
-) -> dict[int, LowRank]:
-    """Return, by parameter, the gradient of those that :func:`factored` names, in factors."""
-    samples = {i: s.samples for i, s in enumerate(sites) if isinstance(s, DenseSite)}
-    found = {}
-    for index, use in factored(shapes, uses, samples).items():
-        assert use.site is not None  # factored has asked
-        assert use.layout is not None
-        site = sites[use.site]
-        if site.cotangent is not None and site.cotangent.dtype == site.inputs.dtype:
-            gradient = LowRank(site.cotangent, site.inputs)
-            found[index] = gradient.mT if use.layout.transposed else gradient
     return found

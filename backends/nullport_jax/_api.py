@@ -75,7 +75,6 @@ def teleport(
             has_aux=has_aux,
             axis_name=axis_name,
         )
-        graph.repeatable = False  # nobody takes the gradient
         report = nullport.teleport(graph, config, radius=radius)
         return graph.params, graph.first(report)
 

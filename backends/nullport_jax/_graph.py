@@ -19,17 +19,13 @@ from jax.experimental.shard_alike import shard_alike
 from nullport.network import (
     Change,
     Collective,
-    Dense,
     FunctionalGraph,
     Layout,
     Linearization,
     LowRank,
-    Matrix,
     Receive,
-    Site,
     Use,
     Vector,
-    in_factors,
     scaled,
     shifted,
 )
@@ -182,19 +178,7 @@ class JaxGraph(FunctionalGraph):
             self._weights, self._arrays, known, keep=again
         )
         uses = self._with_lookups(self._program.reading.uses)
-        vector = self._factored(gradients, sites)
-        return Linearization(self._value, vector, sites, uses, reused=known is not None)
-
-    def _factored(self, gradients: Dense, sites: Sequence[Site]) -> list[Matrix | None]:
-        """Return gradients, under jit in factors where these are smaller.
-
-        The compiler then forms only what is asked for.
-        """
-        if self._axis is not None or not self.complete or not isinstance(self._value, Tracer):
-            return list(gradients)
-        shapes = [w.shape for w in self._weights]
-        found = in_factors(shapes, self._program.reading.uses, sites)
-        return [found.get(i, g) for i, g in enumerate(gradients)]
+        return Linearization(self._value, gradients, sites, uses, reused=known is not None)
 
     def _with_lookups(self, uses: Sequence[Use]) -> list[Use]:
         """Return uses with the rows of tied tables that the batch, and the guard, look up."""
@@ -211,24 +195,15 @@ class JaxGraph(FunctionalGraph):
         ]
 
     @property
-    def complete(self) -> bool:  # type: ignore[override]
-        """Whether the jaxpr says all: no rule or registered function stands for what it does."""
-        return not self._program.reading.claimed
-
-    @property
     def _arrays(self) -> Leaves:
         return self._data["batch"].arrays
 
     def gradient(
         self, batch: str = "batch", shift: Vector | None = None
-    ) -> tuple[jax.Array, Vector]:
+    ) -> tuple[jax.Array, list[jax.Array | None]]:
         """Compute the loss of a batch and its gradient at ``w - shift``."""
-        here = batch == "batch" and shift is None
-        if here and not self.has_optimizer and isinstance(self._weights[self._live[0]], Tracer):
-            lin = self.linearize()
-            return lin.loss, lin.gradients
         loss, found = self._losses[batch].gradient(self.at(shift), self._data[batch].arrays)
-        if here:
+        if batch == "batch" and shift is None:
             self._value = loss
         return loss, found
 
@@ -316,50 +291,20 @@ class JaxGraph(FunctionalGraph):
         """Free the outputs of the sites."""
         self._outputs = None
 
-    def each(self, function: Callable[[Any, Any], T], pairs: Sequence[tuple[Any, Any]]) -> list[T]:
-        """Return ``function(key, values)`` of every pair; those that are alike share a loop."""
-        groups: dict[Any, list[int]] = {}
-        for i, (key, values) in enumerate(pairs):
-            leaves, tree = jax.tree.flatten(values)
-            arrays = all(isinstance(a, Tracer) for a in leaves)
-            kinds = tuple((a.shape, a.dtype) for a in leaves) if arrays else i
-            groups.setdefault((key, tree, kinds), []).append(i)
-        found: dict[int, T] = {}
-        for (key, _, _), own in groups.items():
-            if len(own) == 1:
-                found[own[0]] = function(*pairs[own[0]])
-                continue
-            xs = jax.tree.map(lambda *a: jnp.stack(a), *(pairs[i][1] for i in own))
-            _, ys = jax.lax.scan(_step(function, key), None, xs)
-            for k, i in enumerate(own):
-                found[i] = jax.tree.map(lambda a, k=k: a[k], ys)
-        return [found[i] for i in range(len(pairs))]
+    def when(self, flag: jax.Array, then: Callable[[T], T], values: T) -> T:
+        """Return ``then(values)`` where ``flag`` holds, which may be traced, else ``values``."""
+        if not isinstance(flag, Tracer):
+            return super().when(flag, then, values)
 
-    def retried(self, look: Callable[[], tuple[T, jax.Array]], like: T) -> tuple[T, jax.Array]:
-        """Return what ``look`` finds, once more if need be; traced, the program has it once."""
-        if not any(isinstance(a, Tracer) for a in (*self._weights, *jax.tree.leaves(like))):
-            return super().retried(look, like)
-        moved = self._weights
+        def branch(weights: Leaves, values: T) -> tuple[Leaves, T]:
+            self._weights, self._value = weights, None
+            values = then(values)
+            return self._vary((self._weights, values))
 
-        def again(carry: Any) -> Any:
-            share, _, _, _ = carry
-            self._weights = moved
-            self.keep(share)
-            found, shorter = look()
-            return self._vary((shorter, share, share == 1, found))
-
-        one = jnp.ones_like(jax.tree.leaves(like)[0])
-        start: Any = self._vary((one, one, one > 0, like))
-        more: Any = jax.lax.while_loop(lambda carry: carry[2] & (carry[0] > 0), again, start)
-        _, share, _, found = more
-        self._weights, self._value = moved, None
-        self.keep(share)
-        return found, share
-
-
-def _step(function: Callable[[Any, Any], T], key: Any) -> Callable[[None, Any], tuple[None, T]]:
-    """Return a function of a key and values as the body of a scan over values."""
-    return lambda _, values: (None, function(key, values))
+        same: tuple[Leaves, T] = self._vary((self._weights, values))
+        self._weights, values = jax.lax.cond(flag, branch, lambda *same: same, *same)
+        self._value = None  # that of one branch
+        return values
 
 
 def _spread(new: jax.Array, old: jax.Array) -> jax.Array:

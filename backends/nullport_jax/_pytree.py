@@ -7,11 +7,10 @@ from dataclasses import fields
 import jax
 
 from nullport import LayerReport, TeleportReport
-from nullport.network import DenseSite, LowRank
+from nullport.network import LowRank
 
 _STATIC: dict[type, tuple[str, ...]] = {
     LowRank: (),
-    DenseSite: ("kind",),
     LayerReport: ("name", "kind", "in_features", "samples", "note"),
     TeleportReport: ("tangent",),
 }

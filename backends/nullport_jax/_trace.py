@@ -168,7 +168,6 @@ class Reading:
         plan: Where the products are.
         lookups: By key, the table whose rows are looked up.
         opened: Whether a function with a rule of its own was opened.
-        claimed: Whether a site rests on what such a rule, or one who registered a function, says.
     """
 
     specs: list[Spec] = field(default_factory=list)
@@ -178,7 +177,6 @@ class Reading:
     plan: Plan = field(default_factory=Plan)
     lookups: dict[int, int] = field(default_factory=dict)
     opened: bool = False
-    claimed: bool = False
 
     @property
     def tables(self) -> dict[int, list[int]]:
@@ -569,7 +567,7 @@ class _Reader:
         known = [None if v is None or v[0] is not None else v[1][0] for v in values]
         if not is_derivative(eqn, _bind, known):
             return None, []
-        self.found.opened = self.found.claimed = True
+        self.found.opened = True
         jaxpr, consts = _opened(eqn.params[RULES[eqn.primitive.name]])
         return self.walk(jaxpr, views, self._frame(eqn.invars, consts))
 
@@ -648,7 +646,6 @@ class _Reader:
     def _declared(self, plan: Plan, i: int, eqn: JaxprEqn, views: Views) -> Views:
         """Note a registered function."""
         said, out = REGISTERED[eqn.params["name"]], _aval(eqn.outvars[0])
-        self.found.claimed = True
         weight, bias = views[said.weight], None if said.bias is None else views[said.bias]
         self.other([v for v in views if v is not weight and v is not bias], "a registered function")
         try:

@@ -36,9 +36,8 @@ def test_defaults_know_nothing() -> None:
     assert graph.batches == frozenset()
     assert not graph.has_optimizer
     assert not graph.repeatable
-    shares = [np.float64(0.5), np.float64(0.25)]
-    assert graph.retried(lambda: ("found", np.float64(0)), None) == ("found", 1)
-    assert graph.retried(lambda: (len(shares), shares.pop(0)), None) == (1, 0.5)
+    assert graph.when(False, lambda x: 2 * x, 3) == 3
+    assert graph.when(True, lambda x: 2 * x, 3) == 6
     with pytest.raises(network.TangentUnavailable, match="allowed: tangent='fd' or 'auto'"):
         graph.jvp([], lambda i, x: None)
     with pytest.raises(ValueError, match="reads the optimizer's step"):

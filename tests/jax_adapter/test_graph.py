@@ -11,8 +11,8 @@ import pytest
 from jax_adapter.models import Built, Draw, mean_square
 from jax_adapter.oracle import floats
 
-from nullport import TeleportConfig, _arrays, run
-from nullport.network import Change, LowRank, TangentUnavailable, matrix
+from nullport import TeleportConfig, run
+from nullport.network import Change, TangentUnavailable, matrix
 from nullport_jax import teleport
 from nullport_jax._graph import JaxGraph
 
@@ -216,30 +216,32 @@ def test_a_share_of_a_move_is_kept(dtype: str, jitted: bool) -> None:
 
 
 @pytest.mark.parametrize("jitted", [False, True])
-def test_a_second_look_at_a_share_of_the_move(jitted: bool) -> None:
+def test_what_is_moved_conditionally(jitted: bool) -> None:
     b = built()
 
-    def after(params: Tree, share: Any) -> Any:
+    def after(params: Tree, flag: Any) -> Any:
         graph = JaxGraph(b.loss, params, b.batch)
         graph.move([Change(0, matrix((), 5, 8), jnp.full((5, 8), 0.5))])
 
-        def look() -> Any:
-            return ((graph.gradient(), None, graph._current()), share)
+        def again(values: Any) -> Any:
+            graph.keep(0.5)
+            loss, gradients = graph.gradient()
+            return ((loss, gradients), None, values[2] + 1)
 
-        like = (graph.gradient(), None, jnp.asarray(1.0))
-        found = graph.retried(look, like)
+        values = (graph.gradient(), None, jnp.asarray(1.0))
+        found = graph.when(flag, again, values)
         return found, floats(graph.params), graph.loss(), graph._current()
 
-    for share in (0.0, 0.5):
-        ((first, none, loss), kept), moved, *losses = (jax.jit(after) if jitted else after)(
-            b.params, jnp.asarray(share)
+    for flag in (False, True):
+        (first, none, count), moved, *losses = (jax.jit(after) if jitted else after)(
+            b.params, jnp.asarray(flag)
         )
         assert none is None
-        assert float(kept) == (share or 1)
-        close(moved["a"], b.params["a"] + 0.5 * kept)
+        assert float(count) == 1 + flag
+        close(moved["a"], b.params["a"] + (0.25 if flag else 0.5))
         expected = b.loss({**b.params, "a": moved["a"]}, *b.batch)
-        for one in (first[0], loss, *losses):
-            close(one, expected)
+        for loss in (first[0], *losses):
+            close(loss, expected)
         close(first[1][0], gradient(b, {**b.params, "a": moved["a"]}, b.batch)["a"])
 
 
@@ -371,39 +373,3 @@ def test_a_teleport_of_several_steps_hands_over_the_gradient_it_settles_on(
     close(found["a"], expected["a"])
     close(found["c"]["w"], expected["c"]["w"])
     assert np.array_equal(found["steps"], [0, 0, 0])
-
-
-@pytest.mark.parametrize("scale", [1.0, 1e-200, 1e200])
-def test_norms_where_nothing_can_be_asked(scale: float) -> None:
-    draw = np.random.default_rng(3).standard_normal
-    arrays = [jnp.asarray(draw(shape) * scale) for shape in ((3, 4), (5,), (3, 4))]
-    low = [LowRank(jnp.asarray(draw((2, 5)) * scale), jnp.asarray(draw((2, 7)))) for _ in range(2)]
-    found = jax.jit(lambda x, low: (_arrays.norms(x), _arrays.joint_norm([*x, *low])))(arrays, low)
-    norms = [np.linalg.norm(a / scale) * scale for a in arrays]
-    for got, expected in zip(found[0], norms, strict=True):
-        assert float(got) == pytest.approx(expected, rel=1e-12)
-    formed = [np.linalg.norm(a.left.T / scale @ a.right) for a in low]
-    joint = np.linalg.norm([*(n / scale for n in norms), *formed]) * scale
-    assert float(found[1]) == pytest.approx(joint, rel=1e-12)
-
-
-@pytest.mark.parametrize("value", [0.0, np.nan, np.inf])
-def test_a_traced_norm_of_zero_and_of_no_number(value: float) -> None:
-    found = jax.jit(_arrays.norm)(jnp.asarray([0.0, value]))
-    assert np.array_equal(found, np.abs(value), equal_nan=True)
-
-
-def test_what_is_alike_shares_a_loop() -> None:
-    b = built()
-    shapes, keys = [(2, 3), (2, 3), (4, 3), (2, 3)], ["a", "a", "a", "b"]
-
-    def every(arrays: Any) -> Any:
-        graph = JaxGraph(b.loss, b.params, b.batch)
-        pairs = list(zip(keys, ((a, None) for a in arrays), strict=True))
-        return graph.each(lambda key, v: (v[0].sum() * len(key), None), pairs)
-
-    arrays = [jnp.full(shape, i + 1.0) for i, shape in enumerate(shapes)]
-    for found in (every(arrays), jax.jit(every)(arrays)):
-        assert [float(total) for total, _ in found] == [6, 12, 36, 24]
-    text = str(jax.make_jaxpr(every)(arrays))
-    assert text.count("scan[") == 1
