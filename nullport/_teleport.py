@@ -170,12 +170,9 @@ class _Run:
         xp, healthy = ar.namespace(joint.loss), None
         if self.config.objective == "auto" and self.objective == "look_ahead":
             healthy = ~follows(graph, [ar.dense(g) for g in joint.gradients])
-        if healthy is not None and ar.known(healthy):  # nothing more is asked
-            before = Look(joint.loss, ar.joint_norm(joint.gradients))
-        else:
-            if graph.has_optimizer:
-                self._step_ahead = graph.optimizer_step([ar.dense(g) for g in joint.gradients])
-            before = self._look(joint.loss, joint.gradients, screen=True, step=self._step_ahead)
+        if graph.has_optimizer:
+            self._step_ahead = graph.optimizer_step([ar.dense(g) for g in joint.gradients])
+        before = self._look(joint.loss, joint.gradients, screen=True, step=self._step_ahead)
         self.cost += before.cost
         stops: dict[Code, Array] = {
             Cause.APART: self._apart(joint.loss),

@@ -133,7 +133,7 @@ class Optimizers:
     def copies(self) -> dict[int, list[Tensor]]:
         """Return the copies that the optimizers keep of each parameter, by its ``id``."""
         groups = [group["params"] for each in self.each for group in each.param_groups]
-        return copies_of(self.parameters, groups, Rollback(self.each).containers)
+        return copies_of(self.parameters, groups, Rollback(self.each, apart=[self]).containers)
 
     def steady(self, *, on: bool) -> None:
         """Begin or end a time in which nothing runs but passes and steps that are put back.
@@ -190,7 +190,8 @@ class Optimizers:
         """Note what is reachable from the optimizers and every parameter."""
         parameters = self._all_parameters()
         try:
-            return Rollback([*self.each, *parameters]), parameters
+            # A probe around a step leads back to this object, which is in the middle of its work.
+            return Rollback([*self.each, *parameters], apart=[self]), parameters
         except ValueError as error:
             msg = f"{self.name} cannot be run and put back: {error}"
             raise StepUnavailable(msg) from error
@@ -312,7 +313,9 @@ def _fitting(gradient: Tensor, p: Tensor, *, lent: bool) -> Tensor:
 
 def _is_torchs_own(optimizer: Any) -> bool:
     """Tell whether torch's code alone runs in a step, for which one step speaks for all."""
+    if not type(optimizer).__module__.startswith("torch.optim."):
+        return False
     patched = vars(optimizer).get("step")
     counted = patched is None or getattr(patched, "_wrapped_by_lr_sched", False)
     hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
-    return type(optimizer).__module__.startswith("torch.optim.") and counted and not hooks
+    return bool(counted and not hooks)

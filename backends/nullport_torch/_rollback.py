@@ -50,8 +50,10 @@ class Rollback:
         containers: Every list, tuple and dictionary that was found.
     """
 
-    def __init__(self, roots: Iterable[object]) -> None:
+    def __init__(self, roots: Iterable[object], *, apart: Iterable[object] = ()) -> None:
         """Note everything that is reachable; nothing is copied before :meth:`begin`.
+
+        What is to be set ``apart`` is not looked into.
 
         Raises:
             ValueError: If too much is.
@@ -64,7 +66,8 @@ class Rollback:
         self._undo: list[Callable[[], object]] = []
         self._drawn: list[Callable[[], Callable[[], object]]] = []
         self._redo: list[Callable[[], object]] = []
-        self._seen: dict[int, object] = {}  # kept alive, so that no id is used again
+        # Kept alive, so that no id is used again.
+        self._seen: dict[int, object] = {id(value): value for value in apart}
         queue = deque(roots)
         while queue:
             value = queue.popleft()
