@@ -23,6 +23,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from benchmarks.common import Size, medians
 from benchmarks.networks import network
 from benchmarks.places import jax, torch
+from clock import CASES as CLOCKED
+from clock import measured
 from peaks import CASES, extra
 
 STEPS = 6
@@ -76,6 +78,23 @@ def whole(backend: str) -> None:
     for width in (1024, 2048):
         (ratio,) = ratios(backend, Size(width))
         show(f"whole one-step teleport, width {width}, depth 4, 64 samples", ratio, 4.0)
+
+
+def clock(backend: str) -> None:
+    """A look-ahead teleport as ``Teleporter`` makes it, one thread, and what it is charged."""
+    if not backend.startswith("torch"):
+        return  # the optimizer, and the eager passes, are torch's
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for case in CLOCKED:
+            unit, taken, charged = measured(case)
+            print(f"    {case.name}: a gradient takes {unit:.2f} ms")
+            show(f"look-ahead teleport, {case.name}", taken, case.most)
+            if case.charged:
+                show(f"charge off the clock, {case.name}", abs(charged / taken - 1), 0.25, "share")
+    finally:
+        torch.set_num_threads(threads)
 
 
 def scaling(backend: str) -> None:
@@ -158,6 +177,7 @@ def invariance(backend: str) -> None:
 FIGURES: dict[str, Callable[[str], None]] = {
     "step": steps,
     "whole": whole,
+    "clock": clock,
     "scaling": scaling,
     "rivals": rivals,
     "memory": memory,

@@ -218,12 +218,45 @@ def scaled(factor: float | Array, x: Matrix) -> Matrix:
     return namespace(x).astype(factor, x.dtype, copy=False) * x
 
 
-def combine(a: Vector, factor: float | Array, b: Vector) -> list[Array | None]:
-    """Return ``a + factor b``, None where ``a`` is None and taking ``b`` as 0 where it is None."""
-    return [
-        x if x is None or y is None else dense(x) + scaled(factor, dense(y))
-        for x, y in zip(a, b, strict=True)
-    ]
+def added(own: Array, x: Array, factor: float = 1.0) -> Array:
+    """Return ``own + factor x`` for a factor of 1 or -1, in the memory of ``own`` where it fits.
+
+    That is to be an array which nobody else holds: fresh memory costs more than a sum.
+    """
+    if own.dtype != x.dtype:
+        return own + x if factor == 1 else own - x
+    if factor == 1:
+        own += x
+    else:
+        own -= x
+    return own
+
+
+def combine(
+    a: Vector, factor: float | Array, b: Vector, times: float | Array = 1.0
+) -> list[Array | None]:
+    """Return ``times (a + factor b)``, None where ``a`` is, and taking ``b`` as 0 where it is None.
+
+    Entries are taken as they are where there is nothing to compute.
+    """
+    return [_combined(x, factor, y, times) for x, y in zip(a, b, strict=True)]
+
+
+def _combined(a: Matrix | None, factor: float | Array, b: Matrix | None, times: Any) -> Array:
+    if a is None or (b is None and _is(times, 1.0)):
+        return a
+    x = dense(a)
+    if b is None:
+        return scaled(times, x)
+    y = dense(b)
+    found = x - y if _is(factor, -1.0) else added(scaled(factor, y), x)
+    if not _is(times, 1.0):
+        found *= times if isinstance(times, float) else namespace(found).astype(times, found.dtype)
+    return found
+
+
+def _is(factor: float | Array, number: float) -> bool:
+    return isinstance(factor, int | float) and factor == number
 
 
 def place(x: Array) -> Any:

@@ -211,9 +211,12 @@ class Layer:
     narrow: float
 
 
-def lazy_norms(weights: Sequence[Array]) -> Norms:
-    """Return a function from an index to the norm of that array."""
-    return cache(lambda i: ar.norm(ar.widen(weights[i])))
+def lazy_norms(weights: Sequence[Array] | Callable[[], Sequence[Array]]) -> Norms:
+    """Return a function from an index to the norm of that array, as it is when first asked for.
+
+    Arrays that are held share the memory of the weights, which then cannot be exchanged.
+    """
+    return cache(lambda i: ar.norm(ar.widen((weights() if callable(weights) else weights)[i])))
 
 
 def find_layers(

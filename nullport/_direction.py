@@ -58,6 +58,7 @@ class Directions:
         found: By layer, its null space in numbers, its direction and its effect.
         spaces: By layer, its null space, where it is kept.
         work: Floating-point operations used.
+        factored: Those of null spaces by QR among them.
         begun: Whether a tangent has arrived.
     """
 
@@ -80,7 +81,7 @@ class Directions:
         self._keep = keep
         self.found: dict[int, Found] = {}
         self.spaces = dict(spaces)
-        self.work = 0.0
+        self.work = self.factored = 0.0
         self.begun = False
         self._sums = [_Sum() for _ in layers]
         self._users: dict[int, set[int]] = {}
@@ -157,7 +158,9 @@ class Directions:
                 length=self._length * layer.weight_norm,
                 together=self._graph.collective,
             )
-            self.work += self.spaces[b].work(block.layout.size, layer.samples)
+            work = self.spaces[b].work(block.layout.size, layer.samples)
+            self.work += work
+            self.factored += work if self.spaces[b].rows <= block.features else 0.0
         return self.spaces[b]
 
     def _route(self, b: int) -> str:
@@ -184,6 +187,8 @@ class Directions:
                 total.add(ar.namespace(found).matrix_transpose(found))
             return
         bias = self._layers[b].block.bias is not None
+        if self._direct is not None:  # few rows are scaled sooner than a product of them
+            tangent = self._unscaled(tangent)
         rows = ar.with_column(tangent, 0.0) if bias else tangent
         free, kept, given = self._space(b).project(rows)
         total.kept, total.total = total.kept + kept, total.total + given
@@ -203,22 +208,22 @@ class Directions:
             delta = total.formed
         delta = together.mean(delta)
         kept, given = together.sum(total.kept), together.sum(total.total)
-        raw = self._raw(b)
+        raw, size = self._raw(b), None
         if raw is not None:
             free, more, whole = space.project(raw)
-            if delta is None:
-                delta, kept, given = free, more, whole
-            else:
-                delta = self._unscaled(delta) + free
-                kept, given = kept / self._scale + more, given / self._scale + whole
+            del raw
+            size = more if delta is None else None
+            delta = free if delta is None else ar.added(free, ar.dense(delta))
+            kept, given = kept + more, given + whole
         outer = self._outer(b)
         if outer is not None and delta is not None:
             delta, kept = outer.project(ar.dense(delta))
+            size = None
         share: Array | float = 1.0
         if space.ratio is None and delta is not None:  # a budget takes what it can of any direction
             share = kept / (given + ar.tiny(given))
         layer = self._layers[b]
-        found = effect(delta, share, layer, space, self._own(b), together)
+        found = effect(delta, share, layer, space, self._own(b), together, size=size)
         if outer is None:
             return found
         return with_pinned(found, layer, outer, self._held(layer.block.transposed), together)
@@ -231,9 +236,9 @@ class Directions:
         sites, out = self._held(block.transposed), block.layout.shape[-2]
         return pinned(sites, block.held, out, self._graph.collective, self._space(b).size)
 
-    def _unscaled(self, delta: Matrix) -> Array:
-        formed = ar.dense(delta)
-        return formed / ar.namespace(self._scale).astype(self._scale, formed.dtype)
+    def _unscaled(self, tangent: Array) -> Array:
+        """Return a tangent, or what was made of it, per unit of ``v``."""
+        return tangent / ar.namespace(self._scale).astype(self._scale, tangent.dtype)
 
     def _raw(self, b: int) -> Array | None:
         """Return what is still to be projected, over all replicas: (..., out, features)."""
@@ -243,9 +248,10 @@ class Directions:
             total.formed = None  # as large as the weight: held once
             raw = ar.with_column(raw, 0.0) if block.bias is not None else raw
         direct = None if self._direct is None else read(self._graph, block, self._direct)
-        if direct is None:
-            return raw
-        return -direct if raw is None else self._unscaled(raw) - direct
+        if raw is None:
+            return None if direct is None else -direct
+        raw = raw if self._direct is None else self._unscaled(raw)
+        return raw if direct is None else ar.added(raw, direct, -1.0)
 
 
 def _joined(factors: Sequence[Array]) -> Array:

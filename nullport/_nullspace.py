@@ -16,7 +16,8 @@ with ``g0`` the gain of energy 0, outside the row space. A projection is its gai
 
 No more rows than inputs: QR of ``X^T``, then the singular values of the small factor decide the
 rank, so that rows that repeat or depend on each other cost no freedom. More rows: the streamed Gram
-matrix in float64; where the data itself has that precision, streamed QR, for squaring would halve
+matrix in float64, or in the dtype of the rows for a budget, whose effect is measured and not read
+from small energies; where the data itself has that precision, streamed QR, for squaring would halve
 the digits. The d x d projector is never formed; gains are masks, so all of this runs under jit.
 """
 
@@ -52,8 +53,9 @@ ENOUGH = 0.25
 CHUNK = 1024
 """Rows that are converted to float64 at a time."""
 
-GRID, ROUNDS = 33, 6
-"""Each round narrows the bracket of log s by ``GRID - 1``: 32^6 = 1e9 in all."""
+GRID, ROUNDS = 33, 5
+"""Each round narrows the bracket of log s by ``GRID - 1``: to 42 / 32^5 = 1e-6 in all. Its upper
+end is taken, and the output change measured: what is left only shortens a step so much."""
 
 
 def is_tight(features: int, samples: int, config: TeleportConfig) -> bool:
@@ -198,10 +200,16 @@ def _removed(d: Array, basis: Array, total: Array) -> tuple[Array, Array]:
     once is enough only where much was left. Under jit nothing can be asked, so twice.
     """
     back = ar.namespace(d).matrix_transpose(basis)
-    once = d - (d @ basis) @ back
+
+    def left(of: Array) -> Array:
+        negative = ar.added((of @ basis) @ back, of, -1.0)
+        negative *= -1.0
+        return negative
+
+    once = left(d)
     if not ar.traced(d) and float(kept := ar.norm(once)) > ENOUGH * float(total):
         return once, kept
-    free = once - (once @ basis) @ back
+    free = left(once)
     return free, ar.norm(free)
 
 
@@ -241,7 +249,7 @@ def null_space(
     scale = xp.maximum(scale, xp.ones_like(scale)) if bias else scale
     rows = (x / scale for x in chain([first], chunks))
     rows = (ar.with_column(x, 1 / scale) for x in rows) if bias else rows
-    space = _coordinates(rows, samples, every, exact, together)
+    space = _coordinates(rows, samples, every, exact, together, narrow=tight)
     space = replace(
         space,
         basis=xp.astype(space.basis, first.dtype, copy=False),
@@ -394,11 +402,18 @@ def _chosen(space: NullSpace, function: Callable[[Array], Array]) -> NullSpace:
 
 
 def _coordinates(
-    rows: Iterator[Array], samples: int, every: int, exact: bool, together: Collective
+    rows: Iterator[Array],
+    samples: int,
+    every: int,
+    exact: bool,
+    together: Collective,
+    *,
+    narrow: bool,
 ) -> NullSpace:
     """Return coordinates of ``X``, given in chunks of about one row in ``every``.
 
-    ``exact``: only what is null matters, and that to the rounding of ``X``.
+    ``exact``: only what is null matters, and that to the rounding of ``X``. ``narrow``: small
+    energies do not matter, so that the dtype of the rows is wide enough.
     """
     first = next(rows)
     xp, features = ar.namespace(first), first.shape[-1]
@@ -408,8 +423,9 @@ def _coordinates(
             return _by_qr(x, samples, exact)
         first, rows, together = x, iter(()), Collective()
     wider = ar.double(first[..., :0, :]).dtype != first.dtype
-    made = _by_gram if wider or not exact else _by_stream
-    return made(chain([first], rows), samples, together)
+    if wider or not exact:
+        return _by_gram(chain([first], rows), samples, together, narrow=narrow)
+    return _by_stream(chain([first], rows), samples, together)
 
 
 def _by_qr(x: Array, samples: int, exact: bool) -> NullSpace:
@@ -430,11 +446,14 @@ def _by_qr(x: Array, samples: int, exact: bool) -> NullSpace:
     return replace(made, basis=basis @ turn, energies=xp.clip(energies, 0.0) * share**2)
 
 
-def _by_gram(chunks: Iterator[Array], samples: int, together: Collective) -> NullSpace:
-    """Return the coordinates from the streamed Gram matrix."""
+def _by_gram(
+    chunks: Iterator[Array], samples: int, together: Collective, *, narrow: bool
+) -> NullSpace:
+    """Return the coordinates from the streamed Gram matrix, which may be ``narrow``."""
     gram, rows = 0.0, 0
     for chunk in chunks:
-        gram, rows = gram + gram_matrix(chunk), rows + chunk.shape[-2]
+        part = ar.namespace(chunk).matrix_transpose(chunk) @ chunk if narrow else gram_matrix(chunk)
+        gram, rows = gram + part, rows + chunk.shape[-2]
     gram, rows = together.sum(gram), int(together.sum(rows))
     xp = ar.namespace(gram)
     if _broken(gram):

@@ -36,6 +36,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import pairwise
 from math import prod
 from typing import TypeAlias
@@ -89,6 +90,9 @@ class Pull:
 Place: TypeAlias = "tuple[Sequence[Layer], Sequence[Site]]"
 """The layers that may move, and all sites of the network."""
 
+Ahead: TypeAlias = "Callable[[], Dense]"
+"""The optimizer's step, taken when it is first asked for."""
+
 
 def mean_gradient(graph: LayerGraph, batch: str, shift: Dense | None) -> tuple[Array, Dense]:
     """Return the joint loss of a batch at ``w - shift``, and its gradient, over all replicas."""
@@ -98,47 +102,42 @@ def mean_gradient(graph: LayerGraph, batch: str, shift: Dense | None) -> tuple[A
     return together.mean(loss), [ar.dense(g) for g in joint]
 
 
-def _decrease(graph: LayerGraph, gradients: Dense, at: Place) -> Pull:  # noqa: ARG001
+def _decrease(graph: LayerGraph, gradients: Dense, at: Place, step: Ahead) -> Pull:  # noqa: ARG001
     """Return ``v = D g``: the optimizer's step without what it would do at zero gradient."""
     zero = [None if g is None else ar.namespace(g).zeros_like(g) for g in gradients]
-    step, drift = graph.optimizer_step(gradients), graph.optimizer_step(zero)
-    return Pull(ar.combine(step, -1.0, drift))
+    return Pull(ar.combine(step(), -1.0, graph.optimizer_step(zero)))
 
 
-def _look_ahead(graph: LayerGraph, gradients: Dense, at: Place) -> Pull:  # noqa: ARG001
-    step = graph.optimizer_step(gradients)
-    _, direct = mean_gradient(graph, "others", step)
+def _look_ahead(graph: LayerGraph, gradients: Dense, at: Place, step: Ahead) -> Pull:  # noqa: ARG001
+    _, direct = mean_gradient(graph, "others", step())
     probe = PROBE * ar.joint_norm(gradients) / ar.positive(ar.joint_norm(direct))
     probe = ar.namespace(probe).where(probe > 0, probe, ar.namespace(probe).full_like(probe, PROBE))
     bent = graph.optimizer_step(ar.combine(gradients, probe, direct))
-    v = [None if a is None else ar.scaled(1 / probe, a) for a in ar.combine(bent, -1.0, step)]
-    return Pull(v, direct, cost=GRADIENT)
+    return Pull(ar.combine(bent, -1.0, step(), 1 / probe), direct, cost=GRADIENT)
 
 
-def _others(graph: LayerGraph, gradients: Dense, at: Place) -> Pull:  # noqa: ARG001
-    step = graph.optimizer_step(gradients)
-    return Pull(None, mean_gradient(graph, "others", step)[1], cost=GRADIENT)
+def _others(graph: LayerGraph, gradients: Dense, at: Place, step: Ahead) -> Pull:  # noqa: ARG001
+    return Pull(None, mean_gradient(graph, "others", step())[1], cost=GRADIENT)
 
 
-def _sharpness(graph: LayerGraph, gradients: Dense, at: Place) -> Pull:  # noqa: ARG001
-    step = graph.optimizer_step(gradients)
-    _, after = mean_gradient(graph, "batch", step)
+def _sharpness(graph: LayerGraph, gradients: Dense, at: Place, step: Ahead) -> Pull:  # noqa: ARG001
+    _, after = mean_gradient(graph, "batch", step())
     direct = ar.combine(after, -1.0, gradients)
-    return Pull([None if u is None else -u for u in step], direct, cost=GRADIENT)
+    return Pull([None if u is None else -u for u in step()], direct, cost=GRADIENT)
 
 
-def _weight_norm(graph: LayerGraph, gradients: Dense, at: Place) -> Pull:  # noqa: ARG001
+def _weight_norm(graph: LayerGraph, gradients: Dense, at: Place, step: Ahead) -> Pull:  # noqa: ARG001
     return Pull(None, graph.weights(), whole=[0 * x.weight_norm + 1 for x in at[0]])
 
 
-def _amplify(graph: LayerGraph, gradients: Dense, at: Place) -> Pull:  # noqa: ARG001
+def _amplify(graph: LayerGraph, gradients: Dense, at: Place, step: Ahead) -> Pull:  # noqa: ARG001
     layers, sites = at
     own = _lacking(layers, sites, graph.collective)
     whole = [own_scale - 1 for own_scale in own]
     return Pull(None, [-w for w in graph.weights()], whole=whole)
 
 
-def _renew(graph: LayerGraph, gradients: Dense, at: Place) -> Pull:  # noqa: ARG001
+def _renew(graph: LayerGraph, gradients: Dense, at: Place, step: Ahead) -> Pull:  # noqa: ARG001
     """Return ``direct = W - R``; entries of ``R`` have the size of those of ``W``, times ``s``."""
     layers, sites = at
     scales, left = _lacking(layers, sites, graph.collective), list(graph.weights())
@@ -156,7 +155,7 @@ def _normal(like: Array, seed: int) -> Array:
     return xp.asarray(found, dtype=like.dtype, device=ar.place(like))
 
 
-OBJECTIVES: dict[str, Callable[[LayerGraph, Dense, Place], Pull]] = {  # grad_norm is v = g
+OBJECTIVES: dict[str, Callable[..., Pull]] = {  # grad_norm is v = g
     "decrease": _decrease,
     "look_ahead": _look_ahead,
     "others": _others,
@@ -178,7 +177,11 @@ def readable(objective: object, graph: LayerGraph) -> bool:
 
 
 def pull(
-    objective: str | Objective, graph: LayerGraph, gradients: Vector, at: Place = ((), ())
+    objective: str | Objective,
+    graph: LayerGraph,
+    gradients: Vector,
+    at: Place = ((), ()),
+    step: Dense | None = None,
 ) -> Pull:
     """Return what an objective, given by name or as a function from g to v, asks for.
 
@@ -187,6 +190,7 @@ def pull(
         graph: The network.
         gradients: Its gradient, one entry per parameter.
         at: The layers, and the sites of this gradient.
+        step: The optimizer's step with this gradient, where that is known already.
 
     Raises:
         ValueError: If the network lacks what the objective reads, or a custom objective does not
@@ -205,7 +209,8 @@ def pull(
     if objective in JUDGED and graph.has_optimizer and "others" not in graph.batches:
         msg = f"the objective {objective!r} needs a batch of other samples: pass others="
         raise ValueError(msg)
-    return OBJECTIVES[objective](graph, formed, at)
+    known = cache(lambda: graph.optimizer_step(formed) if step is None else step)
+    return OBJECTIVES[objective](graph, formed, at, known)
 
 
 def _fault(v: object, gradients: Dense) -> str | None:
@@ -356,12 +361,34 @@ def follows(graph: LayerGraph, gradients: Dense) -> Array:
 
     Where it divides by the gradient's size, as Adam does, or is clipped to a length, a gradient has
     little to gain by a better place: looking ahead ended worse in a well-initialised network, at
-    each of four rates (``docs/benchmarks/amplify.md``).
+    each of four rates (``docs/benchmarks/amplify.md``). A few parameters tell, with a gradient as
+    long as that of all.
     """
-    lengthened = [
-        [None if g is None else ar.scaled(factor, g) for g in gradients]
-        for factor in (0.0, 1.0, SATURATES)
-    ]
-    steps = [graph.optimizer_step(vector) for vector in lengthened]
-    near, far = (ar.joint_norm(ar.combine(step, -1.0, steps[0])) for step in steps[1:])
+    few = _smallest(gradients)
+    size = ar.joint_norm(g for g in few if g is not None)
+    factor = ar.joint_norm(gradients) / ar.positive(size)
+
+    def step(times: float) -> Dense:
+        return graph.optimizer_step(
+            [None if g is None else ar.scaled(times * factor, g) for g in few]
+        )
+
+    still = step(0.0)
+    near, far = (ar.joint_norm(ar.combine(step(t), -1.0, still)) for t in (1.0, SATURATES))
     return far > 0.5 * SATURATES * near
+
+
+def _smallest(gradients: Dense) -> Dense:
+    """Return the gradient of the smallest parameter of each number of axes, None for all others.
+
+    Rules for vectors and for matrices may differ. A gradient of zero tells nothing: with nothing
+    else, all are returned.
+    """
+    sizes: dict[int, tuple[int, int]] = {}
+    for i, g in enumerate(gradients):
+        if g is not None and not ar.known(ar.norm(ar.widen(g)) == 0):
+            sizes[g.ndim] = min(sizes.get(g.ndim, (prod(g.shape), i)), (prod(g.shape), i))
+    chosen_ones = {i for _, i in sizes.values()}
+    if not chosen_ones:
+        return gradients
+    return [g if i in chosen_ones else None for i, g in enumerate(gradients)]

@@ -135,7 +135,9 @@ class TeleportReport:
             where the first went too far.
         cause: Why the move was refused, one of :class:`Cause`; 0 if it was accepted.
         seconds: Wall-clock time of the whole teleport; 0 where it is traced.
-        cost: Compute used, in gradients (forward and backward) of the captured batch.
+        cost: Compute used, in gradients (forward and backward) of the captured batch. A function
+            of shapes and of what was done, the same on every machine, made to be near what the
+            clock says: products by their operations, and the graph's ``toll`` for the rest.
         tangent: The engine that computed the tangents.
         shrinkage: By how much the gradient shrinks on its way down before the move: the norm of
             the last map's cotangent, relative to the largest of the lower half of all maps; nan

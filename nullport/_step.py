@@ -100,12 +100,20 @@ def effect(
     space: NullSpace,
     sites: Sequence[Site],
     together: Collective,
+    *,
+    size: Array | None = None,
 ) -> Found:
-    """Measure what a direction of a layer does to its outputs; arguments as in :class:`Found`."""
+    """Measure what a direction of a layer does to its outputs; arguments as in :class:`Found`.
+
+    The direction is to be held by nobody else; its ``size`` is measured unless it is given.
+    """
     zero, known = 0 * space.size, (space.free, space.empty, space.size)
     if delta is None:
         return Found(*known, None, zero, zero, zero, zero)
-    size, spread = delta.norms() if isinstance(delta, LowRank) else (ar.norm(delta),) * 2
+    if isinstance(delta, LowRank):
+        size, spread = delta.norms()
+    else:
+        size = spread = ar.norm(delta) if size is None else size
     sample = _sampled(layer, sites)
     if layer.exact and (space.resolved or ar.known(space.empty)):
         change, bound = _seen(delta, sample, space.size, together), space.leak * size
@@ -263,7 +271,10 @@ def step_of(
     xp, delta = ar.namespace(found.size), graph.unpack(found.delta)
     right = delta.right if isinstance(delta, LowRank) else delta
     factor = xp.astype(factor, right.dtype, copy=False)
-    right = xp.where(factor > 0, right * factor, xp.zeros_like(factor))
+    if ar.traced(factor):
+        right = xp.where(factor > 0, right * factor, xp.zeros_like(factor))
+    else:
+        right = right * factor if float(factor) > 0 else xp.zeros_like(right)
     delta = LowRank(delta.left, right) if isinstance(delta, LowRank) else right
     spacing = max(ar.eps(layer.weight_norm), layer.narrow)
     again = spacing / 2 * (layer.weight_norm + length) * found.inputs

@@ -125,6 +125,13 @@ def _finite(loss: Array) -> None:
         raise ValueError(msg)
 
 
+def _operations(lin: Linearization) -> float:
+    """Return the floating-point operations of the products in a gradient."""
+    pairs = [(u.layout, u.site) for u in lin.uses if u.role == "weight"]
+    known = [(layout, i) for layout, i in pairs if layout is not None and i is not None]
+    return sum(6.0 * layout.size * lin.sites[i].samples for layout, i in known)
+
+
 @dataclass
 class _Run:
     """State of one teleport; ``given`` is a radius, where the settings leave it open."""
@@ -150,6 +157,7 @@ class _Run:
         self.scale: Array | None = None
         self._grad_norm: Array | None = None
         self._whole: Sequence[Array] | None = None
+        self._step_ahead: Dense | None = None
 
     def __call__(self) -> Outcome:
         start, graph = time.perf_counter(), self.graph
@@ -157,17 +165,23 @@ class _Run:
         joint = self.joint(lin)
         _finite(joint.loss)
         self.choose(lin)
-        before = self._look(joint.loss, joint.gradients, screen=True)
+        one = _operations(lin)
+        self.cost += graph.toll.begun(len(lin.sites), one)
+        xp, healthy = ar.namespace(joint.loss), None
+        if self.config.objective == "auto" and self.objective == "look_ahead":
+            healthy = ~follows(graph, [ar.dense(g) for g in joint.gradients])
+        if graph.has_optimizer:
+            self._step_ahead = graph.optimizer_step([ar.dense(g) for g in joint.gradients])
+        before = self._look(joint.loss, joint.gradients, screen=True, step=self._step_ahead)
         self.cost += before.cost
-        xp = ar.namespace(joint.loss)
         stops: dict[Code, Array] = {
             Cause.APART: self._apart(joint.loss),
             Cause.INFINITE: ~xp.isfinite(joint.loss),
             Cause.GRADIENT: ~xp.isfinite(before.grad_norm),
             Cause.SCREEN: before.overshoots(),
         }
-        if self.config.objective == "auto" and self.objective == "look_ahead":
-            stops[Cause.HEALTHY] = ~follows(graph, [ar.dense(g) for g in joint.gradients])
+        if healthy is not None:
+            stops[Cause.HEALTHY] = healthy
         first = (joint.loss, list(map(ar.dense, joint.gradients))) if graph.repeatable else None
         if not ar.known(judge.first(stops) > 0):
             self.prepare(joint)
@@ -217,14 +231,16 @@ class _Run:
             self.objective = chosen(self.config.objective, self.graph, self.shrunk)
         self.config = settled(self.config, self.objective)
 
-    def _look(self, loss: Array, gradients: Vector, *, screen: bool = False) -> Look:
-        """Measure a point as the objective asks."""
+    def _look(
+        self, loss: Array, gradients: Vector, *, screen: bool = False, step: Dense | None = None
+    ) -> Look:
+        """Measure a point as the objective asks; ``step`` is the optimizer's, if that is known."""
         armijo = self.objective not in (*JUDGED, *RESCALING)  # those bound themselves
-        return judge.look(self.graph, loss, gradients, armijo=armijo, screen=screen)
+        return judge.look(self.graph, loss, gradients, armijo=armijo, screen=screen, step=step)
 
     def prepare(self, lin: Linearization) -> None:
         """Find the layers that may move, at the first linearization."""
-        self.norms: Norms = lazy_norms(self.graph.weights())
+        self.norms: Norms = lazy_norms(self.graph.weights)
         self.layers, self.excluded = find_layers(self.graph, lin, self.config, self.norms)
         self.radius = radius_of(self.config, len(self.layers), self.given)
 
@@ -256,7 +272,9 @@ class _Run:
         sparse = factors(self.layers, lin, graph.weights()) if graph.factors else {}
         plain_gradient = self.objective == "grad_norm" and graph.collective.size == 1
         along = [sparse.get(i, g) if plain_gradient else g for i, g in enumerate(lin.gradients)]
-        wish = pull(self.objective, graph, along, (self.layers, lin.sites))
+        known, self._step_ahead = self._step_ahead, None  # of the first of several steps
+        wish = pull(self.objective, graph, along, (self.layers, lin.sites), known)
+        del known
         self._whole = wish.whole
         self.cost += wish.cost
         step = None if wish.v is None else self._relative(wish.v)
@@ -293,6 +311,8 @@ class _Run:
         self.spaces, self.found = collected.spaces, collected.found
         one = sum(6.0 * layer.block.layout.size * layer.samples for layer in self.layers)
         self.cost += collected.work / max(1.0, one)  # in operations of one gradient
+        size = sum(float(prod(w.shape)) for w in graph.weights())
+        self.cost += graph.toll.moved(len(self.layers), size, collected.factored, one)
         return bool(sparse)
 
     def _relative(self, v: Vector) -> Array:

@@ -23,7 +23,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from nullport import _arrays as ar
-from nullport._arrays import Array, Vector
+from nullport._arrays import Array, Dense, Vector
 from nullport._config import TeleportConfig
 from nullport._report import Cause, Code
 from nullport.network import FORWARD, LayerGraph
@@ -70,14 +70,22 @@ class Look(NamedTuple):
 
 
 def look(
-    graph: LayerGraph, loss: Array, gradients: Vector, *, armijo: bool, screen: bool = False
+    graph: LayerGraph,
+    loss: Array,
+    gradients: Vector,
+    *,
+    armijo: bool,
+    screen: bool = False,
+    step: Dense | None = None,
 ) -> Look:
     """Measure the point at which a graph is; with ``armijo`` by the optimizer's step too, if known.
 
-    ``screen`` stops after a failed Armijo test: the point is not worth a teleport.
+    ``screen`` stops after a failed Armijo test: the point is not worth a teleport. ``step`` is the
+    optimizer's, where that was asked for already.
     """
     found, mean = Look(loss, ar.joint_norm(gradients)), graph.collective.mean
-    step = graph.optimizer_step([ar.dense(g) for g in gradients]) if graph.has_optimizer else None
+    if step is None and graph.has_optimizer:
+        step = graph.optimizer_step([ar.dense(g) for g in gradients])
     if armijo and step is not None:
         stepped = mean(graph.loss("batch", step))
         found = found._replace(stepped=stepped, promised=ar.inner(gradients, step))
@@ -130,6 +138,9 @@ def first(tests: dict[Code, Array]) -> Array:
     failed = next(iter(tests.values()))
     xp = ar.namespace(failed)
     code = xp.zeros_like(failed, dtype=xp.int32)
+    if not any(map(ar.traced, tests.values())):  # a few small operations per test, else
+        found = next((int(cause) for cause, failed in tests.items() if bool(failed)), 0)
+        return xp.full_like(code, found)
     for cause, failed in reversed(tests.items()):
         code = xp.where(failed, xp.full_like(code, int(cause)), code)
     return code

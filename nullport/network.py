@@ -42,8 +42,8 @@ __all__ = [
     "BACKWARD", "FORWARD", "GRADIENT", "MISMATCH", "Array", "Axes", "Change", "Collective", "Dense",
     "DenseSite", "FunctionalGraph", "GradientSite", "LayerGraph", "Layout", "Linearization",
     "LowRank", "Matrix", "NotSeparable", "Parameter", "Part", "Receive", "ReplicaFailed", "Site",
-    "TangentUnavailable", "Use", "Vector", "dense", "factored", "matrix", "namespace", "norm",
-    "parts", "scaled", "separated", "shifted", "widen",
+    "TangentUnavailable", "Toll", "Use", "Vector", "dense", "factored", "matrix", "namespace",
+    "norm", "parts", "scaled", "separated", "shifted", "widen",
 ]  # fmt: skip
 
 FORWARD, BACKWARD, GRADIENT = 1 / 3, 2 / 3, 1.0
@@ -51,6 +51,48 @@ FORWARD, BACKWARD, GRADIENT = 1 / 3, 2 / 3, 1.0
 
 MISMATCH = {16: 0.05, 32: 1e-4, 64: 1e-9}
 """Largest relative part of a gradient, by dtype bits, that the sites may leave unexplained."""
+
+
+@dataclass(frozen=True)
+class Toll:
+    """What a teleport takes besides products, as floating-point operations that take as long.
+
+    Products alone are charged where nothing is known of the rest, as where a compiler fuses it.
+
+    Attributes:
+        start: Per teleport.
+        layer: Per layer.
+        element: Per element of the weights: copies, steps of the optimizer, sums, norms.
+        gradient: What a gradient takes besides products, per layer.
+        qr: How many times as long as its operations a QR takes more than they do.
+        most: Largest toll, in gradients: of tiny networks, whose gradient takes less than a
+            millisecond, it would be all there is to say.
+    """
+
+    start: float = 0.0
+    layer: float = 0.0
+    element: float = 0.0
+    gradient: float = 0.0
+    qr: float = 0.0
+    most: float = 16.0
+
+    def begun(self, layers: int, operations: float) -> float:
+        """Return what is due at the start, in gradients of so many ``operations`` in products."""
+        return self._gradients(self.start, layers, operations)
+
+    def moved(self, layers: int, elements: float, factored: float, operations: float) -> float:
+        """Return what is due for directions and moves, in gradients.
+
+        ``factored`` are operations of QR.
+        """
+        work = self.layer * layers + self.element * elements
+        return self.qr * factored / max(1.0, operations) + self._gradients(work, layers, operations)
+
+    def _gradients(self, work: float, layers: int, operations: float) -> float:
+        if not work or not layers:
+            return 0.0
+        return min(self.most / 2, work / (operations + self.gradient * layers))
+
 
 T = TypeVar("T")
 Receive = Callable[[int, Array], None]
@@ -186,6 +228,9 @@ class LayerGraph(ABC):
     factors: bool = False
     """Whether :meth:`replay` takes a :class:`LowRank` without forming it, and :meth:`linearize`
     returns such gradients."""
+
+    toll: Toll = Toll()
+    """What a teleport takes besides products; part of what it is charged."""
 
     repeatable: bool = False
     """Whether a training step on this batch would compute the very gradient that is computed here,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from nullport.network import (
     Receive,
     Site,
     TangentUnavailable,
+    Toll,
     Use,
     Vector,
     factored,
@@ -48,6 +50,7 @@ from nullport_torch._derivatives import (
     with_derivatives,
 )
 from nullport_torch._distributed import Replicas, replicas_of
+from nullport_torch._foreseen import Foreseen
 from nullport_torch._hooks import speak
 from nullport_torch._lengths import elsewhere, gradients_proper
 from nullport_torch._lookups import Lookups, freed
@@ -68,6 +71,8 @@ class TorchGraph(LayerGraph):
     """The network that ``closure`` evaluates, with the parameters of ``model``."""
 
     factors = True
+    # Eager torch on one thread of a CPU: fitted to ``asv_bench/figures.py --only clock``.
+    toll = Toll(start=1.7e9, layer=3.2e8, element=3600.0, gradient=1e7, qr=4.8)
 
     def __init__(
         self,
@@ -134,6 +139,7 @@ class TorchGraph(LayerGraph):
         self._guarded: dict[int, list[Tensor]] | None = None
         self._copies: dict[object, Tensor] = {}
         self._transaction: Transaction | None = None
+        self._steps: weakref.WeakSet[Foreseen] = weakref.WeakSet()
         seen_through = model is given or isinstance(given, DistributedDataParallel)
         self._keep = keep and seen_through and self._all_known()
         if not self._live:
@@ -163,10 +169,12 @@ class TorchGraph(LayerGraph):
         """Return the context the core runs in, in which wrappers are passed by."""
         finished: list[Callable[[], object]] = [self._ambient.stacks.restore, speak]
         if self._optimizer is not None:
-            finished.append(self._optimizer.restore)
+            finished += [self._optimizer.restore, partial(self._optimizer.steady, on=False)]
         stack = contextlib.ExitStack()
 
         def begin() -> None:
+            if self._optimizer is not None:
+                self._optimizer.steady(on=True)
             stack.enter_context(self._replicas.passed_by())
             stack.enter_context(self._ambient.arithmetic())
 
@@ -277,7 +285,7 @@ class TorchGraph(LayerGraph):
         self, batch: str = "batch", shift: Dense | None = None
     ) -> tuple[Tensor, list[Tensor | None]]:
         """Run forward and backward at ``w - shift``, and record nothing."""
-        with self._weights.shifted(shift, -1.0, self._live), self._passes.written_back():
+        with self._at(shift), self._passes.written_back():
             loss = self._passes.loss(batch)
             return loss.detach(), self._gradients(loss, self._live)
 
@@ -486,10 +494,16 @@ class TorchGraph(LayerGraph):
 
     def loss(self, batch: str = "batch", shift: Dense | None = None) -> Tensor:
         """Return the loss of a batch at ``w - shift``."""
-        with self._weights.shifted(shift, -1.0, self._live):
+        with self._at(shift):
             return self._passes.value(batch)
 
-    def optimizer_step(self, gradients: Dense) -> list[Tensor | None]:
+    def _at(self, shift: Dense | None) -> contextlib.AbstractContextManager[None]:
+        """Return the context in which weights are ``w - shift``."""
+        if isinstance(shift, Foreseen) and shift.after:
+            return self._weights.exchanged(shift.after)
+        return self._weights.shifted(shift, -1.0, self._live)
+
+    def optimizer_step(self, gradients: Dense) -> Sequence[Tensor | None]:
         """Return what the optimizer would subtract: it takes the step, which is undone."""
         if self._optimizer is None:
             msg = "this objective reads the optimizer's step: pass optimizer="
@@ -501,7 +515,17 @@ class TorchGraph(LayerGraph):
         }
         self._shards.settle()
         moved = self._optimizer.step(by_id, self.collective)
-        return [moved.get(id(p)) for p in self._tensors]
+        after, self._optimizer.ahead = self._optimizer.ahead, {}
+        own = {i: after[id(p)] for i, p in enumerate(self._tensors) if id(p) in after}
+        step = Foreseen([moved.get(id(p)) for p in self._tensors], self._tensors, own)
+        self._steps.add(step)
+        return step
+
+    def _form_steps(self) -> None:
+        """Form steps that somebody holds: they are known by the weights they began at."""
+        for step in list(self._steps):
+            step.form()
+        self._steps.clear()
 
     def pack(self, direction: Matrix) -> Any:
         """Keep a direction in parts where the weights are."""
@@ -515,12 +539,14 @@ class TorchGraph(LayerGraph):
 
     def move(self, changes: Iterable[Change]) -> None:
         """Add each change to its parameter, keeping a copy of it."""
+        self._form_steps()
         for change in changes:
             self._weights.move(change)
 
     def keep(self, share: Tensor | float) -> None:
         """Keep a share of every change, from the copies that were made."""
         share = float(share)
+        self._form_steps()
         self._weights.keep(share)
         if share in (0, 1):
             self.release()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -44,6 +44,7 @@ class Optimizers:
         each: The optimizers, out of the wrappers of trainers.
         refusal: Why their step is not to be foreseen, or an empty string.
         clipping: What real steps show of clipping that was not said.
+        ahead: In a steady time, the parameters after the step that was foreseen last, by ``id``.
     """
 
     def __init__(self, given: object, model: nn.Module, clip: Clip | None = None) -> None:
@@ -65,8 +66,11 @@ class Optimizers:
         self.clip = clipping(clip)
         self.refusal = ""
         self.clipping = Clipping(open=clip is None)
+        self.ahead: dict[int, Tensor] = {}
         self._model = model
         self._rollback: Rollback | None = None
+        self._noted: tuple[Rollback, list[nn.Parameter]] | None = None
+        self._steady = self._lends = False
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -98,19 +102,35 @@ class Optimizers:
 
         Returns:
             The difference old - new of each parameter that is trained, by ``id``; None where it
-            has no gradient and does not change.
+            has no gradient and does not change. Those whose new values are in ``ahead`` are left
+            out.
 
         Raises:
             StepUnavailable: If the step cannot be taken, for example for want of a closure.
         """
-        with self.undone() as before:
+        known = self.clip is None and all(map(_is_torchs_own, self.each))
+        with self.undone(self._untouched_by(gradients) if known else ()) as before:
+            lent = self._lends
+            given: list[Tensor] = []
             for p in self._with_gradients():
                 gradient = gradients.get(id(p))
-                p.grad = None if gradient is None else _fitting(gradient, p)
+                p.grad = None if gradient is None else _fitting(gradient, p, lent=lent)
+                given += [] if p.grad is None else [p.grad]
+            versions = [gradient._version for gradient in given]
             if self.clip is not None:
                 self.clip(self._with_gradients())
             for optimizer in self.each:
                 self.take(optimizer)
+            untouched = versions == [gradient._version for gradient in given]
+            if lent and not untouched:
+                msg = f"{self.name} writes to gradients in some steps only"
+                raise StepUnavailable(msg)
+            # What left copies of the gradients alone is given the gradients themselves from now on.
+            self._lends = self._steady and known and untouched
+            self.ahead = {}
+            moving = [p for p in self.parameters if p.grad is not None]
+            if self._steady and all(map(before.lent, moving)):
+                self.ahead = {id(p): p.data for p in moving}
             moved = self._difference(before)
         return joined(self.each, moved, gradients, together or Collective())
 
@@ -122,8 +142,14 @@ class Optimizers:
     def copies(self) -> dict[int, list[Tensor]]:
         """Return the copies that the optimizers keep of each parameter, by its ``id``."""
         groups = [group["params"] for each in self.each for group in each.param_groups]
-        containers = Rollback(self.each, copy=False).containers
-        return copies_of(self.parameters, groups, containers)
+        return copies_of(self.parameters, groups, Rollback(self.each, apart=[self]).containers)
+
+    def steady(self, *, on: bool) -> None:
+        """Begin or end a time in which nothing runs but passes and steps that are put back.
+
+        What is reachable is then noted once, and the weights after a step are kept.
+        """
+        self._steady, self._noted, self._lends, self.ahead = on, None, False, {}
 
     def repeated(self, optimizer: Any) -> dict[int, Tensor | None]:
         """Return what one optimizer would subtract, given the gradients that are there now."""
@@ -133,18 +159,30 @@ class Optimizers:
             self.take(optimizer)
             return self._difference(before)
 
+    def _untouched_by(self, gradients: Mapping[int, Tensor | None]) -> set[int]:
+        """Return what torch's own optimizers leave alone: parameters without gradient, their state.
+
+        All of them, by ``id``.
+        """
+        still = [p for p in self._with_gradients() if gradients.get(id(p)) is None]
+        held = [each.state.get(p, {}) for each in self.each for p in still]
+        return {id(t) for t in still} | {id(t) for state in held for t in state.values()}
+
     @contextlib.contextmanager
-    def undone(self) -> Iterator[Rollback]:
-        """Put everything that the optimizers and their parameters hold back at the end."""
-        parameters, beyond = self._with_gradients(), self._beyond()
+    def undone(self, still: Container[int] = ()) -> Iterator[Rollback]:
+        """Put everything that the optimizers and their parameters hold back at the end.
+
+        But for tensors that are known to stay ``still``, by ``id``.
+        """
+        rollback, parameters = self._noted or self._note()
+        if self._steady and not any(map(is_spread, parameters)):
+            self._noted = rollback, parameters
+        beyond = self._beyond()
         every = [*parameters, *beyond]
         gradients, random = [p.grad for p in every], torch.get_rng_state()
+        self._rollback = rollback
         try:
-            rollback = self._rollback = Rollback([*self.each, *parameters])
-        except ValueError as error:
-            msg = f"{self.name} cannot be run and put back: {error}"
-            raise StepUnavailable(msg) from error
-        try:
+            rollback.begin(still)
             with (
                 quiet_hooks(),
                 torch.enable_grad(),
@@ -161,6 +199,16 @@ class Optimizers:
             if not torch.equal(torch.get_rng_state(), random):
                 torch.set_rng_state(random)
 
+    def _note(self) -> tuple[Rollback, list[nn.Parameter]]:
+        """Note what is reachable from the optimizers and every parameter."""
+        parameters = self._all_parameters()
+        try:
+            # A probe around a step leads back to this object, which is in the middle of its work.
+            return Rollback([*self.each, *parameters], apart=[self]), parameters
+        except ValueError as error:
+            msg = f"{self.name} cannot be run and put back: {error}"
+            raise StepUnavailable(msg) from error
+
     def restore(self) -> None:
         """Put back what a step that was interrupted has changed; may be called at any time."""
         if self._rollback is not None:
@@ -174,6 +222,9 @@ class Optimizers:
 
     def _with_gradients(self) -> list[nn.Parameter]:
         """Every parameter whose gradient may matter: trained, or clipped along."""
+        return self._all_parameters() if self._noted is None else self._noted[1]
+
+    def _all_parameters(self) -> list[nn.Parameter]:
         settle(self._model)  # not the weights that are gathered for a pass
         found: dict[int, Any] = {id(p): p for p in self.parameters}
         found |= {id(p): p for p in self._model.parameters()}
@@ -198,8 +249,12 @@ class Optimizers:
         found: dict[int, Tensor | None] = {}
         for p in self.parameters:
             old, new = before.before(p), p.detach()
+            if id(p) in self.ahead:  # whoever needs it computes it
+                continue
             # Of what is spread over ranks, each would compare a part of its own.
-            still = p.grad is None and (is_spread(p) or torch.equal(old, new))
+            still = p.grad is None and (
+                is_spread(p) or old.data_ptr() == new.data_ptr() or torch.equal(old, new)
+            )
             found[id(p)] = None if still else old - new
         return found
 
@@ -270,6 +325,16 @@ def check_model(model: object) -> None:
         raise TypeError(msg)
 
 
-def _fitting(gradient: Tensor, p: Tensor) -> Tensor:
-    """Return a gradient as ``backward`` would leave it: the parameter's own, free to be changed."""
-    return spread(gradient.detach(), p).to(p.dtype, copy=True)
+def _fitting(gradient: Tensor, p: Tensor, *, lent: bool) -> Tensor:
+    """Return a gradient as ``backward`` would leave it; unless ``lent``, free to be changed."""
+    return spread(gradient.detach(), p).to(p.dtype, copy=not lent)
+
+
+def _is_torchs_own(optimizer: Any) -> bool:
+    """Tell whether torch's code alone runs in a step, for which one step speaks for all."""
+    if not type(optimizer).__module__.startswith("torch.optim."):
+        return False
+    patched = vars(optimizer).get("step")
+    counted = patched is None or getattr(patched, "_wrapped_by_lr_sched", False)
+    hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+    return bool(counted and not hooks)

@@ -122,9 +122,9 @@ def same(a: Any, b: Any) -> bool:
         return bool(np.array_equal(a, b))
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, tuple) and any(isinstance(part, np.ndarray | tuple) for part in a):
+    if isinstance(a, tuple) and any(isinstance(part, np.ndarray) for part in a):
         return all(map(same, a, b))
-    return bool(a == b)  # Python's own state is a tuple of hundreds of integers
+    return bool(a == b)  # Python's own state has a tuple of hundreds of integers
 
 
 def _cuda(index: int) -> RandomState:

@@ -2,22 +2,23 @@
 
 An optimizer may keep anything anywhere: tensors by parameter, plain attributes, an inner optimizer,
 cells of a function that replaces ``step``. Whatever is reachable from it is noted, shallowly, once
-each, before it runs, and written back in place afterwards: objects stay the same objects.
+each, before it runs, and put back afterwards: objects stay the same objects. A tensor is lent a
+copy of its memory meanwhile, which is one pass over it instead of the two of writing it back.
 """
 
 from __future__ import annotations
 
 import contextlib
 import random
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Container, Iterable, Iterator
 from functools import partial
 from types import CodeType, FunctionType, MethodType, ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nullport_torch._checks import out_of_reach
 from nullport_torch._sharded import held_part, hold_part, is_spread, with_part
@@ -28,27 +29,46 @@ MOST = 200_000
 _ATOMS = (int, float, complex, str, bytes, bool, type(None), type, ModuleType, torch.dtype)
 
 
+class _Kept(NamedTuple):
+    """A tensor; aliases of what it was and of all its memory; a copy if it still has that."""
+
+    tensor: Tensor
+    own: Tensor
+    all_of_it: Tensor
+    copy: Tensor | None
+
+    @property
+    def held(self) -> Tensor:
+        """What the tensor held."""
+        return self.own if self.copy is None else self.copy
+
+
 class Rollback:
-    """What is reachable from some objects, as it was when this was made.
+    """What is reachable from some objects, and how to return to what it was.
 
     Attributes:
         tensors: Every tensor that was found.
         containers: Every list, tuple and dictionary that was found.
     """
 
-    def __init__(self, roots: Iterable[object], *, copy: bool = True) -> None:
-        """Note everything that is reachable; without ``copy``, only to look at it.
+    def __init__(self, roots: Iterable[object], *, apart: Iterable[object] = ()) -> None:
+        """Note everything that is reachable; nothing is copied before :meth:`begin`.
+
+        What is to be set ``apart`` is not looked into.
 
         Raises:
             ValueError: If too much is.
         """
         self.tensors: list[Tensor] = []
         self.containers: list[Any] = []
-        self._kept: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         self._parts: dict[int, Tensor] = {}
+        self._plain: list[Tensor] = []
+        self._kept: dict[int, _Kept] = {}
         self._undo: list[Callable[[], object]] = []
-        self._copy = copy
-        self._seen: dict[int, object] = {}  # kept alive, so that no id is used again
+        self._drawn: list[Callable[[], Callable[[], object]]] = []
+        self._redo: list[Callable[[], object]] = []
+        # Kept alive, so that no id is used again.
+        self._seen: dict[int, object] = {id(value): value for value in apart}
         queue = deque(roots)
         while queue:
             value = queue.popleft()
@@ -60,21 +80,46 @@ class Rollback:
                 raise ValueError(msg)
             queue.extend(self._note(value))
 
+    def begin(self, still: Container[int] = ()) -> None:
+        """Take copies of everything that may change; what was noted must be as it was then.
+
+        Tensors that are known to stay ``still``, by ``id``, are left alone.
+        """
+        self._redo = [take() for take in self._drawn]
+        memory = [_memory(tensor) for tensor in self._plain]
+        owners = Counter(memory)
+        for tensor, address in zip(self._plain, memory, strict=True):
+            if id(tensor) in still:
+                continue
+            own, all_of_it = tensor.data, _all_of(tensor)
+            copy = all_of_it.clone()
+            lent = type(tensor) in (Tensor, nn.Parameter) and address and owners[address] == 1
+            lent = lent and own.shape == copy.shape
+            self._kept[id(tensor)] = _Kept(tensor, own, all_of_it, None if lent else copy)
+            if lent:  # nobody else has its memory, so that it may as well be another
+                tensor.data = copy
+
     def before(self, tensor: Tensor) -> Tensor:
-        """Return what a tensor held: a copy, not to be written to."""
+        """Return what a tensor held: not to be written to."""
         part = self._parts.get(id(tensor))
         if part is not None:
-            return with_part(self._kept[id(part)][2], tensor)
-        return self._kept[id(tensor)][2]
+            return with_part(self._kept[id(part)].held, tensor)
+        return self._kept[id(tensor)].held if id(tensor) in self._kept else tensor.detach()
+
+    def lent(self, tensor: Tensor) -> bool:
+        """Tell whether a tensor has another memory than its own for the time being."""
+        return id(tensor) in self._kept and self._kept[id(tensor)].copy is None
 
     def restore(self) -> None:
-        """Write everything back; may be called again."""
-        for undo in self._undo:
+        """Put everything back; may be called again."""
+        for undo in (*self._undo, *self._redo):
             undo()
-        for tensor, alias, copy in self._kept.values():
-            if tensor.data_ptr() != alias.data_ptr() or tensor.shape != alias.shape:
-                tensor.data = alias
-            alias.copy_(copy)
+        for tensor, own, all_of_it, copy in self._kept.values():
+            if tensor.data_ptr() != own.data_ptr() or tensor.shape != own.shape:
+                tensor.data = own
+            if copy is not None:
+                all_of_it.copy_(copy)
+        self._kept, self._redo = {}, []
 
     def _note(self, value: Any) -> Iterator[object]:
         """Note one object; yield what it refers to."""
@@ -107,11 +152,8 @@ class Rollback:
     def _tensor(self, tensor: Tensor) -> None:
         if torch._C._functorch.is_functorch_wrapped_tensor(tensor) or out_of_reach(tensor):
             return  # the tensors inside of a wrapper are among its attributes
-        alias = tensor.data  # shares memory, but not the count of changes that autograd keeps
-        if tensor.layout == torch.strided and torch._debug_has_internal_overlap(tensor) == 1:
-            alias = alias.as_strided(_span(alias), (1,), alias.storage_offset())
         self.tensors.append(tensor)
-        self._kept[id(tensor)] = (tensor, alias, alias.clone() if self._copy else alias)
+        self._plain.append(tensor)
 
     def _mapping(self, value: dict[Any, Any]) -> Iterator[object]:
         copy = dict(value)
@@ -163,14 +205,14 @@ class Rollback:
     def _other(self, value: Any) -> Iterator[object]:
         """Note a random generator, an array, or the attributes of any other object."""
         if isinstance(value, torch.Generator):
-            self._undo.append(partial(value.set_state, value.get_state()))
+            self._drawn.append(lambda: partial(value.set_state, value.get_state()))
         elif isinstance(value, random.Random):
-            self._undo.append(partial(value.setstate, value.getstate()))
+            self._drawn.append(lambda: partial(value.setstate, value.getstate()))
         elif isinstance(value, np.random.Generator):
-            state = value.bit_generator.state
-            self._undo.append(partial(setattr, value.bit_generator, "state", state))
+            source = value.bit_generator
+            self._drawn.append(lambda: partial(setattr, source, "state", source.state))
         elif isinstance(value, np.ndarray):
-            self._undo.append(partial(value.__setitem__, ..., value.copy()))
+            self._drawn.append(lambda: partial(value.__setitem__, ..., value.copy()))
         else:
             with contextlib.suppress(TypeError):
                 yield vars(value)
@@ -197,6 +239,21 @@ def _assign(value: Any, name: str, held: object) -> None:
     with contextlib.suppress(AttributeError, TypeError):
         if getattr(value, name, _tail) is not held:
             setattr(value, name, held)
+
+
+def _all_of(tensor: Tensor) -> Tensor:
+    """Return the elements of a tensor, each once; not what autograd counts changes of."""
+    alias = tensor.data
+    if tensor.layout == torch.strided and torch._debug_has_internal_overlap(tensor) == 1:
+        alias = alias.as_strided(_span(alias), (1,), alias.storage_offset())
+    return alias
+
+
+def _memory(tensor: Tensor) -> int:
+    """Return the address of a tensor's memory, 0 if it has none to speak of."""
+    if tensor.layout != torch.strided or not tensor.numel():
+        return 0
+    return tensor.untyped_storage().data_ptr()
 
 
 def _span(tensor: Tensor) -> tuple[int]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nullport.network import Change, Dense, Layout, LowRank, dense
 from nullport_torch._lengths import Length
-from nullport_torch._sharded import local, spread, whole
+from nullport_torch._sharded import is_spread, local, spread, whole
 
 
 class Weights:
@@ -44,7 +44,7 @@ class Weights:
         self._along = [[local(copy) for copy in kept.get(id(p), ())] for p in tensors]
         self._before = before
         self._backup: dict[int, tuple[Tensor, Tensor]] = {}
-        self._shifted: dict[int, tuple[Tensor, Tensor]] = {}
+        self._shifted: dict[int, tuple[Tensor, Tensor, Tensor | None]] = {}
         self._moved = True
         self.lengths: list[Length] = []
 
@@ -120,18 +120,61 @@ class Weights:
         moves = {} if v is None else {i: a for i in indices if (a := v[i]) is not None}
         try:
             for i, move in moves.items():
-                part = self._parts[i]
-                self._shifted[i] = (part, part.detach().clone())
-                part.data.add_(local(spread(move, self.tensors[i])), alpha=scale)
+                part, whole_move = self._parts[i], local(spread(move, self.tensors[i]))
+                if alone(part) and part.dtype == whole_move.dtype:
+                    self._exchange(i, torch.add(part.data, whole_move, alpha=scale))
+                else:
+                    self._shifted[i] = (part, part.data, part.detach().clone())
+                    part.data.add_(whole_move, alpha=scale)
             yield
         finally:
             self._unshift()
 
+    @contextlib.contextmanager
+    def exchanged(self, others: Mapping[int, Tensor]) -> Iterator[None]:
+        """Put other tensors, by index, in the place of parameters, for the time of a pass."""
+        try:
+            for i, other in others.items():
+                part = self._parts[i]
+                if alone(part):
+                    self._exchange(i, other)
+                else:
+                    self._shifted[i] = (part, part.data, part.detach().clone())
+                    part.data.copy_(other)
+            yield
+        finally:
+            self._unshift()
+
+    def _exchange(self, index: int, other: Tensor) -> None:
+        """Give a parameter other memory, which nobody but it can see."""
+        part = self._parts[index]
+        self._shifted[index] = (part, part.data, None)
+        part.data = other
+
     def _unshift(self) -> None:
         self._before()
-        for part, copy in self._shifted.values():
-            part.data.copy_(copy)
+        for part, own, copy in self._shifted.values():
+            if part.data_ptr() != own.data_ptr():
+                part.data = own
+            if copy is not None:
+                part.data.copy_(copy)
         self._shifted = {}
+
+
+_users = getattr(torch._C, "_storage_Use_Count", None)
+
+
+def alone(tensor: Tensor) -> bool:
+    """Tell whether a tensor is known to be the only one that uses its memory."""
+    if _users is None or tensor.device.type == "meta" or is_spread(tensor) or not tensor.numel():
+        return False
+    ordinary = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
+    return ordinary and _count(tensor) == _count(torch.empty(1))
+
+
+def _count(tensor: Tensor) -> int:
+    found: int = _users(tensor.untyped_storage()._cdata)  # type: ignore[misc]
+    return found
 
 
 def strided(tensor: Tensor, layout: Layout) -> Tensor:
