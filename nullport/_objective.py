@@ -364,8 +364,8 @@ def follows(graph: LayerGraph, gradients: Dense) -> Array:
     each of four rates (``docs/benchmarks/amplify.md``). A few parameters tell, with a gradient as
     long as that of all.
     """
-    few = _smallest(gradients)
-    size = ar.joint_norm(g for g in few if g is not None)
+    few = _smallest(gradients) if graph.partial_steps else gradients
+    size = ar.joint_norm(few)
     factor = ar.joint_norm(gradients) / ar.positive(size)
 
     def step(times: float) -> Dense:

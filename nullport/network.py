@@ -65,8 +65,9 @@ class Toll:
         element: Per element of the weights: copies, steps of the optimizer, sums, norms.
         gradient: What a gradient takes besides products, per layer.
         qr: How many times as long as its operations a QR takes more than they do.
-        most: Largest toll, in gradients: of tiny networks, whose gradient takes less than a
-            millisecond, it would be all there is to say.
+        least: Operations of a gradient below which nothing is due: with a gradient of a millisecond
+            it would be all there is to say, and a run takes no time to speak of.
+        most: Largest toll, in gradients.
     """
 
     start: float = 0.0
@@ -74,6 +75,7 @@ class Toll:
     element: float = 0.0
     gradient: float = 0.0
     qr: float = 0.0
+    least: float = 0.0
     most: float = 16.0
 
     def begun(self, layers: int, operations: float) -> float:
@@ -86,10 +88,11 @@ class Toll:
         ``factored`` are operations of QR.
         """
         work = self.layer * layers + self.element * elements
-        return self.qr * factored / max(1.0, operations) + self._gradients(work, layers, operations)
+        qr = self.qr * factored / operations if operations > self.least else 0.0
+        return qr + self._gradients(work, layers, operations)
 
     def _gradients(self, work: float, layers: int, operations: float) -> float:
-        if not work or not layers:
+        if not work or not layers or operations <= self.least:
             return 0.0
         return min(self.most / 2, work / (operations + self.gradient * layers))
 
@@ -231,6 +234,10 @@ class LayerGraph(ABC):
 
     toll: Toll = Toll()
     """What a teleport takes besides products; part of what it is charged."""
+
+    partial_steps: bool = False
+    """Whether :meth:`optimizer_step` takes None for the gradient of some parameters:
+    the step then is that of the others, which do without these."""
 
     repeatable: bool = False
     """Whether a training step on this batch would compute the very gradient that is computed here,

@@ -35,6 +35,10 @@ HOME = str(Path(nullport_torch.__file__).parent)
 HANDLERS = {"maybe_step", "_decline", "_outside", "_steps", "_step", "_closure", "_filled"}
 """Functions of the adapter that catch errors, or check arguments before: these are not caught."""
 
+READING = {"<genexpr>", "tensors_in"}
+"""Generators that only read. One that is not used up is resumed as it is freed: Python ignores
+what is raised there."""
+
 
 class Fault(RuntimeError):  # noqa: N818
     """An error that is put in."""
@@ -59,6 +63,8 @@ class Injector:
         name = frame.f_code.co_name
         checked = name == "__init__" and frame.f_code.co_filename.endswith("_batches.py")
         if self.error is Fault and (name in HANDLERS or checked):
+            return None
+        if name in READING:
             return None
         if event == "call" or (event == "line" and self.error is KeyboardInterrupt):
             self.count += 1

@@ -80,6 +80,11 @@ class Optimizers:
         return [p for p in found.values() if not out_of_reach(p)]
 
     @property
+    def known(self) -> bool:
+        """Whether torch's code alone runs in a step, and leaves alone what has no gradient."""
+        return self.clip is None and all(map(_is_torchs_own, self.each))
+
+    @property
     def comparable(self) -> list[Any]:
         """The optimizers whose real step a single process can compare with one foreseen."""
         if any(map(is_spread, self.parameters)):
@@ -108,7 +113,7 @@ class Optimizers:
         Raises:
             StepUnavailable: If the step cannot be taken, for example for want of a closure.
         """
-        known = self.clip is None and all(map(_is_torchs_own, self.each))
+        known = self.known
         with self.undone(self._untouched_by(gradients) if known else ()) as before:
             lent = self._lends
             given: list[Tensor] = []
