@@ -311,7 +311,7 @@ class _Run:
         self.spaces, self.found = collected.spaces, collected.found
         one = sum(6.0 * layer.block.layout.size * layer.samples for layer in self.layers)
         self.cost += collected.work / max(1.0, one)  # in operations of one gradient
-        size = sum(float(prod(w.shape)) for w in graph.weights())
+        size = float(sum(each.size for layer in self.layers for _, each in layer.block.parts))
         self.cost += graph.toll.moved(len(self.layers), size, collected.factored, one)
         return bool(sparse)
 

@@ -507,12 +507,12 @@ def test_output_without_unicode_or_colour_is_fit_for_pipes(torch: Any, model: st
 
 def test_a_reader_that_goes_away_is_no_error(torch: Any, model: str) -> None:
     command = [sys.executable, "-m", "nullport", "inspect", f"{model}:make", "--json"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdout is not None
-    process.stdout.close()
-    assert process.stderr is not None
-    assert process.stderr.read() == b""
-    assert process.wait() == 141
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+        assert process.wait() == 141
 
 
 def test_doctor_shows_versions_and_backends(torch: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -223,7 +223,7 @@ def test_build_must_return_a_module(cli: None, file: str) -> None:
 
     target = f"{file}:no_module"
     trainer: Any = load_backend("torch").trainer
-    with pytest.raises(TypeError, match=r"no_module: build returned a int; allowed: a torch\.nn"):
+    with pytest.raises(BadTarget, match=r"no_module: build returned a int; allowed: a torch\.nn"):
         trainer(load_task(target), Settings.make(target), 0)
 
 

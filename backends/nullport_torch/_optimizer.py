@@ -134,7 +134,8 @@ class Optimizers:
             self._lends = self._steady and known and untouched
             self.ahead = {}
             moving = [p for p in self.parameters if p.grad is not None]
-            if self._steady and all(map(before.lent, moving)):
+            whole = not any(map(is_divided, self.each))  # else others have a part of the step
+            if self._steady and whole and all(map(before.lent, moving)):
                 self.ahead = {id(p): p.data for p in moving}
             moved = self._difference(before)
         return joined(self.each, moved, gradients, together or Collective())

@@ -307,12 +307,10 @@ NEIGHBOURS: dict[str, Use] = {
     "standardised": lambda h, m: h @ (m.w - m.w.mean(0)),
     "squared": lambda h, m: h @ (m.w * m.w),
     "a mask of its own": lambda h, m: h @ (m.w * (m.w.abs() > 0.1)),
-    "symmetric": lambda h, m: h[:, :7] @ (m.w[:7] + m.w[:7].T),
     "scaled and used": lambda h, m: h @ (m.w * 2) + m.w.sum(),
     "overlapping windows": lambda h, m: h[:, :3] @ m.w[:, 0].unfold(0, 3, 1).T,
     "gather of elements": lambda h, m: h @ torch.gather(m.w, 0, ANY),
     "written into": lambda h, m: h @ torch.zeros(9, 7).double().index_put_((torch.arange(9),), m.w),
-    "twice in one einsum": lambda h, m: torch.einsum("bi,ij,kj->bk", h, m.w, m.w),
     "exponential": lambda h, m: h @ (m.w.exp() - 1),
 }
 
@@ -328,6 +326,23 @@ def test_functions_that_are_not_linear_stay(name: str) -> None:
     rows = {row.name: row for row in inspect(model, closure)}
     assert rows["w"].reason or rows["w"].note or torch.equal(model.w, w)
     assert torch.equal(model.w, w)
+
+
+TRANSPOSED: dict[str, Use] = {
+    "symmetric": lambda h, m: h[:, :7] @ (m.w[:7] + m.w[:7].T),
+    "twice in one einsum": lambda h, m: torch.einsum("bi,ij,kj->bk", h, m.w, m.w),
+}
+
+
+@pytest.mark.parametrize("name", TRANSPOSED)
+def test_a_weight_and_its_transpose_move_where_both_uses_stay(name: str) -> None:
+    torch.manual_seed(0)
+    model = Net(TRANSPOSED[name])
+    closure = _closure(model)
+    before, w = float(closure().detach()), model.w.detach().clone()
+    teleport(model, closure, config=TeleportConfig(radius=0.3, max_loss_change=1e9))
+    assert not torch.equal(model.w, w)
+    assert float(closure().detach()) == pytest.approx(before, rel=1e-12)
 
 
 def test_one_mask_per_output_is_refused_where_it_costs_too_much(
