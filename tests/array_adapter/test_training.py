@@ -15,6 +15,7 @@ from nullport import TeleportConfig
 from nullport.lab.backends import load_backend
 from nullport.lab.cli import main
 from nullport.lab.compare import Settings, Task, run
+from nullport.lab.named import BadTarget
 from nullport_arrays.lab.backend import NUMPY, inspect
 from nullport_arrays.lab.training import OPTIMIZERS
 from nullport_arrays.layers import CrossEntropy, Dense, Flatten, Sequential
@@ -142,7 +143,7 @@ def test_a_task_brings_its_network_and_its_loss() -> None:
         assert accuracy is not None
         assert trainer.step(part(task, 0))[0] == pytest.approx(loss, rel=1e-5)
     assert losses[1] == pytest.approx(3 * losses[0], rel=1e-5)
-    with pytest.raises(TypeError, match="what build of toy returned is 3; allowed: a layer"):
+    with pytest.raises(BadTarget, match="what build of toy returned is 3; allowed: a layer"):
         trainer_of(replace(plain, build=lambda settings: 3))
     with pytest.raises(TypeError, match="toy: criterion is a function; allowed: a Loss"):
         trainer_of(replace(plain, criterion=lambda outputs, targets: 0.0))

@@ -14,6 +14,7 @@ from helpers.trainers import check_weights_can_be_put_back
 from nullport import TeleportConfig
 from nullport.lab.backends import load_backend
 from nullport.lab.compare import Settings, Task, run
+from nullport.lab.named import BadTarget
 from nullport_jax.lab.training import JaxTrainer
 
 
@@ -116,5 +117,5 @@ def test_a_task_brings_its_network_and_its_loss(toy: Task) -> None:
         assert trainer.step(part(toy, 0))[0] == pytest.approx(loss, rel=1e-5)
     assert losses[1] == pytest.approx(3 * losses[0], rel=1e-5)
     assert losses[2] == losses[0]
-    with pytest.raises(TypeError, match="toy: build returned a int; allowed: "):
+    with pytest.raises(BadTarget, match="toy: build returned a int; allowed: "):
         JaxTrainer(replace(toy, build=lambda settings: 3), settings, 0)
