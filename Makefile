@@ -168,9 +168,9 @@ docs: $(VENV)/.docs  ## Build these pages into build/docs/html; warnings are err
 	rm -f build/quick.sqlite*
 	OMP_NUM_THREADS=1 $(BIN)/nullport suite --preset quick --quiet --runs build/quick.sqlite \
 		--processes 2 --report docs/generated/quick.md
+	cd asv_bench && ../$(BIN)/asv publish --config history.conf.json --html-dir ../build/docs/html/history
 	OMP_NUM_THREADS=1 JAX_PLATFORMS=cpu $(BIN)/python -m sphinx -b html -q -W --keep-going \
 		docs build/docs/html
-	cd asv_bench && ../$(BIN)/asv publish --config history.conf.json --html-dir ../build/docs/html/history
 
 clean:  ## Remove everything that was built
 	rm -rf $(VENV) build dist docs/gallery docs/generated .pytest_cache .mypy_cache .ruff_cache .hypothesis
