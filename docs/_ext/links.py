@@ -41,10 +41,8 @@ class _Page(HTMLParser):
 def broken(folder: Path) -> list[str]:
     """Return every link of the pages in a folder that leads to no file or anchor in it."""
     root = folder.resolve()
-    found = [
-        path for path in sorted(root.rglob("*.html")) if path.relative_to(root).parts[0] != ASV
-    ]
-    pages = {path: _Page(path.read_text("utf-8")) for path in found}
+    own = (path for path in root.rglob("*.html") if path.relative_to(root).parts[0] != ASV)
+    pages = {path: _Page(path.read_text("utf-8")) for path in sorted(own)}
     return [f"{path.relative_to(root)}: {to}" for path in pages for to in _lost(path, pages)]
 
 
