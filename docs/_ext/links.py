@@ -19,7 +19,7 @@ SOUGHT = ("checkpoint", "mixed", "precision", "lightning", "tensorboard", "ddp")
 """Words that readers look for; the index of the search has their stems."""
 
 ASV = "history"
-"""Folder of the pages that asv writes: links into it have to lead to a file, its own are not read."""
+"""Folder of the pages that asv writes: links to its files are checked, its own links are not."""
 
 
 class _Page(HTMLParser):
