@@ -10,7 +10,7 @@ TORCH := $(or $(shell sed -n 's/^torch==/torch==/p' $(CONSTRAINTS)),torch)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test coverage test-libraries fuzz mutants test-thinc-8 oldest test-oldest-jax test-oldest-torch \
-	test-replicated lint types package bench-smoke bench-track bench-compare bench-gate-check \
+	test-slow lint types package bench-smoke bench-track bench-compare bench-gate-check \
 	bench-history-check scaling figures rivals gpu gpu-dry docs clean
 
 help:  ## List the targets
@@ -82,8 +82,11 @@ test-oldest-jax: build/oldest-jax/.done  ## Test core and JAX adapter on the old
 test-oldest-torch: build/oldest-torch/.done  ## Test the torch adapter on the oldest torch
 	build/oldest-torch/bin/python -m pytest -q $(OLDEST_TORCH_TESTS:%=tests/torch_adapter/test_%.py)
 
-test-replicated: $(VENV)/.dev  ## Test JAX teleports on 4 and 8 devices of the host (10 minutes)
-	NULLPORT_SLOW=1 $(BIN)/python -m pytest tests/jax_adapter/test_replicated.py
+SLOW := jax_adapter/test_replicated jax_adapter/test_teleport array_adapter/test_network_graph \
+	array_adapter/test_factored array_adapter/test_libraries
+
+test-slow: $(VENV)/.dev  ## Run what make test leaves out: JAX on many devices, and uncompiled (15 minutes)
+	NULLPORT_SLOW=1 $(BIN)/python -m pytest -n logical $(SLOW:%=tests/%.py)
 
 CASES ?= 10000
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from array_adapter.graphs import Problem
 from array_adapter.layer_reference import PLACES, error, place
+from helpers.slow import slow
 
 from nullport import TeleportConfig, network
 from nullport.network import DenseSite, LowRank
@@ -135,6 +136,7 @@ def test_a_teleport_is_the_same_without_factors(
 
 @pytest.mark.parametrize("name", [p for p in PLACES if p not in ("numpy", "jax-jit")])
 def test_every_namespace_moves_along(name: str) -> None:
+    slow(name == "jax", "a minute, operation by operation")
     config = TeleportConfig(tangent="fd", steps=2, radius=0.1, objective="grad_norm")
     expected, _ = moved(CHAIN, config)
     found, report = moved(CHAIN, config, name)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from array_adapter.test_callables import EXACT, Net
 from helpers.installed import installed
+from helpers.slow import slow
 
 from nullport_arrays import Adam, _libraries, from_callables, from_layers, from_network, teleport
 from nullport_arrays.layers import Dense, Sequential, SquaredError, Tanh, convert
@@ -40,6 +41,7 @@ def test_the_table_is_what_errors_name() -> None:
 
 @pytest.mark.parametrize("name", _libraries.NATIVE)
 def test_native(name: str) -> None:
+    slow(name == "jax", "a minute, operation by operation")
     module = NAMESPACES.get(name, f"array_api_compat.{name}")
     if not installed(name.replace("-", "_")):
         pytest.skip(f"{name} is not installed")
@@ -159,6 +161,7 @@ TABLE = r": an array of numpy, cupy, torch, jax, array-api-strict.*numpy\.asarra
 every_maker = pytest.mark.parametrize(("make", "text"), MAKERS.values(), ids=MAKERS)
 
 
+@pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
 @every_maker
 def test_foreign_weights_are_refused_by_name(make: Any, text: str) -> None:
     w = make(np.ones((4, 4)))
@@ -171,6 +174,7 @@ def test_foreign_weights_are_refused_by_name(make: Any, text: str) -> None:
         from_network(network, SquaredError(), {"0": {"weight": w}}, (w, w))
 
 
+@pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
 @every_maker
 @pytest.mark.parametrize("where", ["inputs", "cotangents", "gradients", "step", "loss"])
 def test_foreign_values_are_refused_by_name(make: Any, text: str, where: str) -> None:

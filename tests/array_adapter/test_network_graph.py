@@ -10,6 +10,7 @@ import pytest
 from array_adapter.graphs import Problem, oracle, problems
 from array_adapter.layer_reference import PLACES, error, place
 from helpers.installed import installed
+from helpers.slow import slow
 
 from nullport import TeleportConfig, TeleportReport, run
 from nullport_arrays import SGD, Adam, inspect, teleport
@@ -100,6 +101,7 @@ def test_a_device_that_refuses_conversion_does_so() -> None:
 @every_problem
 def test_namespaces_agree(problem: Problem, name: str) -> None:
     """Directions and reports, field by field, are those of NumPy."""
+    slow(name == "jax", "a minute, operation by operation")
     if name == "jax" and problem is not PROBLEMS["mlp"]:
         pytest.skip("JAX compiles every operation by itself here, which takes a minute")
     config = TeleportConfig(objective="look_ahead", radius=0.2, budget=0.1, steps=2)

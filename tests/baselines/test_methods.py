@@ -14,6 +14,7 @@ from torch import nn
 
 from nullport.lab.backends import load_backend
 from nullport.lab.compare import Settings, Task
+from nullport.lab.named import BadTarget
 from nullport_torch.lab.baselines import NAMES, methods
 from nullport_torch.lab.baselines.methods import METHODS, apply
 from nullport_torch.lab.baselines.problem import Problem
@@ -295,6 +296,6 @@ def test_a_task_brings_its_network_and_its_loss(task):
     assert loss == pytest.approx(3 * twin.evaluate(*batch(task, 0))[0], rel=1e-6)
     assert accuracy is not None
     with pytest.raises(
-        TypeError, match=r"digits: build returned a int; allowed: a torch.nn.Module"
+        BadTarget, match=r"digits: build returned a int; allowed: a torch.nn.Module"
     ):
         trainer(replace(task, build=lambda settings: 3), "random")

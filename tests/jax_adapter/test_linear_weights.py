@@ -180,7 +180,6 @@ NEIGHBOURS: dict[str, Use] = {
     "scaled by activations": lambda h, p: h @ (p["w"] * jnp.sum(h)),
     "indexed by activations": lambda h, p: h @ p["w"][:, jnp.argsort(h[0])[:7] % 7],
     "exponential": lambda h, p: h @ jnp.exp(p["w"]),
-    "symmetric": lambda h, p: h[:, :7] @ (p["w"][:7] + p["w"][:7].T),
 }
 
 
@@ -191,6 +190,11 @@ def test_functions_that_are_not_linear_stay(name: str) -> None:
     assert "w" in found.reasons
     graph, _ = move_at_random(built, found)
     assert np.array_equal(graph.params["w"], built.params["w"])
+
+
+def test_a_weight_and_its_transpose_are_taken_where_both_uses_stay() -> None:
+    built = Case("symmetric", lambda h, p: h[:, :7] @ (p["w"][:7] + p["w"][:7].T), W).make()
+    assert "w" not in find(built).reasons
 
 
 LOOPS: dict[str, tuple[Use, dict[str, tuple[int, ...]]]] = {

@@ -28,7 +28,7 @@ pytestmark = [
         not hasattr(jax.sharding, "auto_axes"), reason="this JAX has no explicit axes"
     ),
     pytest.mark.skipif(
-        "NULLPORT_SLOW" not in os.environ, reason="takes 10 minutes: make test-replicated"
+        "NULLPORT_SLOW" not in os.environ, reason="takes 10 minutes: make test-slow"
     ),
 ]
 

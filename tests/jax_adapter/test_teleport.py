@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers.slow import slow
 from jax_adapter.models import Draw, mean_square
 
 from nullport import TeleportConfig
@@ -129,6 +130,7 @@ def test_the_loss_stays_and_the_gradient_grows() -> None:
 
 @pytest.mark.parametrize("samples", [12, 60])
 def test_a_jitted_teleport_compiles_once_and_says_the_same(samples: int) -> None:
+    slow(samples == 60, "a minute of compiling")
     data, tx = batch(samples), optax.adam(0.01)
     traces = []
 

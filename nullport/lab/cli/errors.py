@@ -51,7 +51,8 @@ def told(error: BaseException) -> str | None:
     where = place(error)
     if isinstance(error, UsageError):
         text = str(error)
-        return f"{where}: {text}" if where and where.partition(":")[0] not in text else text
+        placed = where and re.search(re.escape(where.partition(":")[0]) + r":\d", text)
+        return f"{where}: {text}" if where and not placed else text
     if where is None:
         return None
     message = " ".join(str(error).split())
