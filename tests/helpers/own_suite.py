@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
-import signal
 import subprocess
 import sys
 import time
@@ -78,6 +76,16 @@ def made(folder: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
+PREPARED = """
+import os, resource, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where tests run in the background
+if sys.argv[1]:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+os.execv(sys.executable, [sys.executable, "-m", "nullport.lab", *sys.argv[2:]])
+"""
+"""Becomes the suite in the process it runs in: a fork of the tests' own would warn where JAX is."""
+
+
 @contextmanager
 def started(folder: Path, *argv: str, **given: Any) -> Iterator[subprocess.Popen[str]]:
     """Start the suite in another process, which ends with the block.
@@ -88,16 +96,9 @@ def started(folder: Path, *argv: str, **given: Any) -> Iterator[subprocess.Popen
         given: ``environment`` adds variables, ``limit`` is a number of bytes no file may exceed.
     """
     environment = {"OMP_NUM_THREADS": "1", **given.get("environment", {})}
-
-    def prepared() -> None:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where tests run in the background
-        if "limit" in given:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (given["limit"], given["limit"]))
-
     suite = subprocess.Popen(
-        [sys.executable, "-m", "nullport.lab", *ARGV, *argv], cwd=folder, text=True,
-        env=os.environ | environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        preexec_fn=prepared,
+        [sys.executable, "-c", PREPARED, str(given.get("limit", "")), *ARGV, *argv], cwd=folder,
+        env=os.environ | environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
         yield suite

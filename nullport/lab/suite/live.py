@@ -87,7 +87,7 @@ class Board:
 def live(*, quiet: bool) -> Iterator[Progress]:
     """Show the table on stderr while runs are made, and yield what takes in their records.
 
-    Where a log is kept, there is a line now and then.
+    Where a log is kept, there is a line now and then, and one at the end of each stage.
 
     Raises:
         MissingExtra: If rich is not installed.
@@ -114,7 +114,7 @@ def _log(board: Board) -> Progress:
 
     def tell(stage: str, done: int, total: int, record: Mapping[str, Any] | None) -> None:
         board.tell(stage, done, total, record)
-        if due():
+        if due() or done == total:
             print(board.title, file=sys.stderr, flush=True)
 
     return tell
