@@ -47,6 +47,9 @@ class Optimizers:
         ahead: In a steady time, the parameters after the step that was foreseen last, by ``id``.
     """
 
+    foresees = True
+    """Marks what is no part of a step that is put back: also that of another teleporter."""
+
     def __init__(self, given: object, model: nn.Module, clip: Clip | None = None) -> None:
         """Check what the user gave as ``optimizer=``: one, or a list of those that step together.
 

@@ -208,7 +208,10 @@ class Teleporter(nullport.Teleporter):
             TypeError: If an entry has a wrong type.
             ValueError: If entries are missing, unknown, or have a value that is not allowed.
         """
-        for saved in state["recent"] if isinstance(state, dict) and "recent" in state else ():
+        recent = state.get("recent") if isinstance(state, dict) else None
+        for saved in (
+            recent if isinstance(recent, list | tuple) else ()
+        ):  # the core says what is wrong
             check(saved)
         super().load_state_dict(state)
 
