@@ -105,7 +105,7 @@ def effect(
 ) -> Found:
     """Measure what a direction of a layer does to its outputs; arguments as in :class:`Found`.
 
-    The direction is to be held by nobody else; its ``size`` is measured unless it is given.
+    The direction's ``size`` is measured unless it is given.
     """
     zero, known = 0 * space.size, (space.free, space.empty, space.size)
     if delta is None:

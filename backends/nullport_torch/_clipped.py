@@ -14,6 +14,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 TIMES, LOOKS = 3, 8
 """Steps that have to attain the bound, and steps that are looked at whatever they show."""
@@ -51,15 +52,14 @@ class Clipping:
         # A hook of a gradient clips within the backward pass: that is foreseen.
         if not held or any(p._backward_hooks or g.layout != torch.strided for p, g in held):
             return
-        gradients = [g.detach().float().reshape(-1) for _, g in held]
-        norms = torch.stack([g.norm() for g in gradients]).double()
-        tops = [float(g.abs().max()) for g in gradients]
-        norm, top = float(norms.norm()), max(tops)
+        gradients = [g.detach().reshape(-1) for _, g in held]  # views: no copy of all of them
+        norms, tops = (torch.stack([_norm(g, kind) for g in gradients]) for kind in (2, torch.inf))
+        norm, top, every = float(norms.norm()), float(tops.max()), tops.tolist()
         if not 0 < norm < float("inf"):
             return
         some = [g[:: max(1, len(g) // FEW)].double() for g in gradients]
         self.norms.append(norm)
-        self.tops.append(top if tops.count(top) > 1 else 0.0)
+        self.tops.append(top if every.count(top) > 1 else 0.0)
         self.marks.append(torch.cat([part.cpu() for part in some]) / norm)
 
     @property
@@ -81,3 +81,10 @@ class Clipping:
             a.shape != b.shape or (a - b).norm() > OTHER * a.norm() for a, b in pairwise(marks)
         )
         return most if differ else 0.0
+
+
+def _norm(gradient: Tensor, kind: float) -> Tensor:
+    """Return a norm in float64, summed in float32 at least."""
+    narrow = gradient.dtype.itemsize < 4
+    found: Tensor = vector_norm(gradient, kind, dtype=torch.float32 if narrow else None)
+    return found.double().cpu()

@@ -209,9 +209,8 @@ class Teleporter(nullport.Teleporter):
             ValueError: If entries are missing, unknown, or have a value that is not allowed.
         """
         recent = state.get("recent") if isinstance(state, dict) else None
-        for saved in (
-            recent if isinstance(recent, list | tuple) else ()
-        ):  # the core says what is wrong
+        # If it is anything else, the core says what is wrong.
+        for saved in recent if isinstance(recent, list | tuple) else ():
             check(saved)
         super().load_state_dict(state)
 

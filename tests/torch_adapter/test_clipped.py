@@ -124,3 +124,15 @@ def test_gradients_with_hooks_of_their_own_are_not_judged() -> None:
         p.grad /= p.grad.norm()
         clipping.look([p])
     assert clipping.found == ""
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_gradients_of_every_dtype_are_looked_at(dtype: torch.dtype) -> None:
+    seen = Clipping()
+    for seed in range(TIMES):
+        p = nn.Parameter(torch.zeros(64, dtype=dtype))
+        g = torch.randn(64, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        p.grad = (0.5 * g / g.norm()).to(dtype)
+        seen.look([p])
+    assert seen.norms == pytest.approx([0.5] * TIMES, rel=1e-2)
+    assert bool(seen.found) == (dtype == torch.float64)  # rounding to bfloat16 blurs the mark
